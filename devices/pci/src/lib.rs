@@ -1,1 +1,73 @@
-//! To be written.
+//! A PCI function: configuration space, BARs, INTx, and the [`Device`] trait that a model implements.
+//!
+//! [`Function`] wraps a model and is what the vfio-user server serves. The model sees BAR accesses with offsets inside the
+//! BAR, and a [`Bus`] lent for each call; it knows neither the transport nor where its BARs are mapped.
+
+mod bus;
+mod config;
+mod function;
+
+#[cfg(feature = "testing")]
+pub mod testing;
+
+use std::{os::fd::BorrowedFd, time::Instant};
+
+pub use bus::{Bus, BusError};
+pub use config::{Bar, Capability, Command, ConfigSpace, Identity};
+pub use function::Function;
+
+/// A device model: what lies behind the BARs.
+///
+/// Every method runs on the one loop of the device's process, never blocks, and bounds its work: what is left over is
+/// announced through [`Device::deadline`] and done in the next [`Device::run`].
+pub trait Device {
+    /// Ids, BARs, interrupt pin and capabilities; asked once, when the function is made.
+    fn identity(&self) -> Identity;
+
+    /// The guest reads `data.len()` bytes (1, 2, 4 or 8 when a CPU does it, anything when a client is odd) at `offset` of
+    /// a BAR. The range lies inside the BAR.
+    fn read(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &mut [u8]);
+
+    /// The guest writes. The range lies inside the BAR.
+    fn write(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &[u8]);
+
+    /// Back to the power-on state. The interrupt line is already low and the configuration space already reset.
+    fn reset(&mut self, bus: &mut Bus<'_>);
+
+    /// The descriptor that becomes readable when [`Device::run`] should be called: the backend's. The same for life.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// When [`Device::run`] should be called at the latest; now or earlier: there is work left.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Does what has become possible: the descriptor is readable or the deadline has passed.
+    fn run(&mut self, _bus: &mut Bus<'_>, _now: Instant) {}
+}
+
+impl<D: Device + ?Sized> Device for Box<D> {
+    fn identity(&self) -> Identity {
+        (**self).identity()
+    }
+    fn read(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &mut [u8]) {
+        (**self).read(bus, bar, offset, data);
+    }
+    fn write(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &[u8]) {
+        (**self).write(bus, bar, offset, data);
+    }
+    fn reset(&mut self, bus: &mut Bus<'_>) {
+        (**self).reset(bus);
+    }
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).fd()
+    }
+    fn deadline(&self) -> Option<Instant> {
+        (**self).deadline()
+    }
+    fn run(&mut self, bus: &mut Bus<'_>, now: Instant) {
+        (**self).run(bus, now);
+    }
+}

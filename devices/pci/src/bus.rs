@@ -1,0 +1,88 @@
+//! What a model may touch during one call: guest memory and its interrupt line.
+
+use vfio_user::{AccessError, Lent};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::{config::ConfigSpace, function::INTX};
+
+/// The bus, lent to a model for the length of a call.
+///
+/// It applies the function's Command register: no DMA without Bus Master Enable, no INTx with Interrupt Disable.
+pub struct Bus<'a> {
+    pub(crate) lent: &'a mut Lent,
+    pub(crate) config: &'a mut ConfigSpace,
+    pub(crate) software_resets: &'a mut u64,
+}
+
+/// Why an access to guest memory failed. On a real bus: master abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    /// The guest has not set Bus Master Enable.
+    #[error("bus mastering is off")]
+    NotMaster,
+    /// The address is not the guest's memory, or not with this access.
+    #[error(transparent)]
+    Memory(#[from] AccessError),
+}
+
+impl Bus<'_> {
+    /// Copies guest memory at bus address `address` into `data`.
+    ///
+    /// # Errors
+    /// [`BusError`]; `data` may be partly filled.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), BusError> {
+        self.require_master()?;
+        Ok(self.lent.memory.read(address, data)?)
+    }
+
+    /// Copies `data` to guest memory at bus address `address`.
+    ///
+    /// # Errors
+    /// [`BusError`]; `data` may be partly written.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), BusError> {
+        self.require_master()?;
+        Ok(self.lent.memory.write(address, data)?)
+    }
+
+    /// Reads a structure, such as a descriptor.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub fn load<T: FromBytes + IntoBytes>(&self, address: u64) -> Result<T, BusError> {
+        let mut value = T::new_zeroed();
+        self.read(address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes a structure.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub fn store<T: IntoBytes + Immutable>(&self, address: u64, value: &T) -> Result<(), BusError> {
+        self.write(address, value.as_bytes())
+    }
+
+    /// Asserts or deasserts the function's INTx line.
+    pub fn set_intx(&mut self, asserted: bool) {
+        self.config.set_interrupt_status(asserted);
+        self.update_intx();
+    }
+
+    /// Counts a reset that the guest's driver asked for through a register.
+    pub fn count_software_reset(&mut self) {
+        *self.software_resets += 1;
+    }
+
+    /// Brings the line to what Interrupt Status and Interrupt Disable make of it (PCI 3.0, 6.2.2 and 6.2.3).
+    pub(crate) fn update_intx(&mut self) {
+        self.lent.irqs.set_level(INTX, self.config.intx_level());
+    }
+
+    fn require_master(&self) -> Result<(), BusError> {
+        if self.config.command().bus_master() && self.config.is_on() {
+            Ok(())
+        } else {
+            Err(BusError::NotMaster)
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Configuration space of a type 0 function (PCI Local Bus Specification 3.0, chapter 6).
+//!
+//! Every byte has its value, the bits that software may write, and the bits that writing a one clears. Sizing a BAR
+//! follows from that: its low bits can't be written. Capabilities are linked in the order in which the model lists them.
+
+use bitfield_struct::bitfield;
+
+/// Bytes of conventional configuration space, all that this function has.
+pub(crate) const CONFIG_BYTES: usize = 256;
+
+const COMMAND: usize = 0x04;
+const STATUS: usize = 0x06;
+const BAR0: usize = 0x10;
+const CAPABILITIES_POINTER: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+const FIRST_CAPABILITY: usize = 0x40;
+
+/// The Command register, section 6.2.2.
+#[bitfield(u16)]
+#[derive(PartialEq, Eq)]
+pub struct Command {
+    /// The function answers I/O accesses.
+    pub io_space: bool,
+    /// The function answers memory accesses.
+    pub memory_space: bool,
+    /// The function may start DMA.
+    pub bus_master: bool,
+    /// The function watches special cycles.
+    pub special_cycles: bool,
+    /// The function may use Memory Write and Invalidate.
+    pub memory_write_and_invalidate: bool,
+    /// VGA palette snooping.
+    pub vga_palette_snoop: bool,
+    /// The function reacts to parity errors.
+    pub parity_error_response: bool,
+    __: bool,
+    /// The function may drive SERR#.
+    pub serr: bool,
+    /// The function may start fast back-to-back transactions.
+    pub fast_back_to_back: bool,
+    /// The function may not assert INTx.
+    pub interrupt_disable: bool,
+    #[bits(5)]
+    __: u8,
+}
+
+/// The Status register, section 6.2.3.
+#[bitfield(u16)]
+struct Status {
+    #[bits(3)]
+    __: u8,
+    interrupt: bool,
+    capabilities: bool,
+    mhz66: bool,
+    __: bool,
+    fast_back_to_back: bool,
+    master_parity_error: bool,
+    /// 1: medium.
+    #[bits(2)]
+    devsel: u8,
+    signaled_target_abort: bool,
+    received_target_abort: bool,
+    received_master_abort: bool,
+    signaled_system_error: bool,
+    detected_parity_error: bool,
+}
+
+/// Power Management Control/Status (PCI Power Management 1.1, section 3.2.4).
+#[bitfield(u16)]
+struct PowerControl {
+    #[bits(2)]
+    state: u8,
+    #[bits(6)]
+    __: u8,
+    pme_enable: bool,
+    #[bits(6)]
+    __: u8,
+    pme_status: bool,
+}
+
+/// What a function says of itself: the read-only part of its header.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// Vendor ID.
+    pub vendor_id: u16,
+    /// Device ID.
+    pub device_id: u16,
+    /// Subsystem Vendor ID.
+    pub subsystem_vendor_id: u16,
+    /// Subsystem ID.
+    pub subsystem_id: u16,
+    /// Revision ID.
+    pub revision_id: u8,
+    /// Base class, subclass and programming interface, 24 bits.
+    pub class_code: u32,
+    /// Burst length that the function needs, in 250 ns.
+    pub min_gnt: u8,
+    /// How often the function needs the bus, in 250 ns.
+    pub max_lat: u8,
+    /// Whether the function has an INTA# pin.
+    pub interrupt_pin: bool,
+    /// Base Address Registers 0 to 5.
+    pub bars: [Option<Bar>; 6],
+    /// Capabilities, in the order of the list.
+    pub capabilities: Vec<Capability>,
+}
+
+/// A Base Address Register, section 6.2.5. Sizes are powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// Memory below 4 GiB, not prefetchable; at least 16 bytes.
+    Memory {
+        /// Bytes.
+        size_bytes: u32,
+    },
+    /// I/O ports; 4 to 256 bytes.
+    Io {
+        /// Bytes.
+        size_bytes: u32,
+    },
+}
+
+impl Bar {
+    /// How many bytes the BAR decodes.
+    #[must_use]
+    pub fn size_bytes(self) -> u32 {
+        match self {
+            Self::Memory { size_bytes } | Self::Io { size_bytes } => size_bytes,
+        }
+    }
+}
+
+/// A capability of the list, section 6.7.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// PCI Power Management 1.1: D0 and D3hot. Leaving D3hot resets the function.
+    PowerManagement,
+}
+
+impl Capability {
+    const POWER_MANAGEMENT_ID: u8 = 0x01;
+    const POWER_MANAGEMENT_CONTROL: usize = 4;
+
+    fn id(&self) -> u8 {
+        match self {
+            Self::PowerManagement => Self::POWER_MANAGEMENT_ID,
+        }
+    }
+}
+
+/// Configuration space: what region 7 reads and writes.
+#[derive(Debug)]
+pub struct ConfigSpace {
+    power_on: [u8; CONFIG_BYTES],
+    value: [u8; CONFIG_BYTES],
+    writable: [u8; CONFIG_BYTES],
+    write_one_to_clear: [u8; CONFIG_BYTES],
+    /// Where Power Management Control/Status is, if the function has it.
+    power_control: Option<usize>,
+}
+
+impl ConfigSpace {
+    /// The space of a function in its power-on state.
+    #[must_use]
+    pub fn new(identity: &Identity) -> Self {
+        let mut space = Self {
+            power_on: [0; CONFIG_BYTES],
+            value: [0; CONFIG_BYTES],
+            writable: [0; CONFIG_BYTES],
+            write_one_to_clear: [0; CONFIG_BYTES],
+            power_control: None,
+        };
+        space.lay_out_header(identity);
+        space.lay_out_capabilities(&identity.capabilities);
+        space.value = space.power_on;
+        space
+    }
+
+    fn lay_out_header(&mut self, identity: &Identity) {
+        let status = Status::new()
+            .with_capabilities(!identity.capabilities.is_empty())
+            .with_mhz66(true)
+            .with_devsel(1);
+        let clearable = Status::new()
+            .with_master_parity_error(true)
+            .with_signaled_target_abort(true)
+            .with_received_target_abort(true)
+            .with_received_master_abort(true)
+            .with_signaled_system_error(true)
+            .with_detected_parity_error(true);
+        let command = Command::new()
+            .with_io_space(true)
+            .with_memory_space(true)
+            .with_bus_master(true)
+            .with_memory_write_and_invalidate(true)
+            .with_parity_error_response(true)
+            .with_serr(true)
+            .with_interrupt_disable(identity.interrupt_pin);
+        put(&mut self.power_on, 0x00, &identity.vendor_id.to_le_bytes());
+        put(&mut self.power_on, 0x02, &identity.device_id.to_le_bytes());
+        put(
+            &mut self.power_on,
+            STATUS,
+            &status.into_bits().to_le_bytes(),
+        );
+        put(&mut self.power_on, 0x08, &[identity.revision_id]);
+        put(
+            &mut self.power_on,
+            0x09,
+            &identity.class_code.to_le_bytes()[..3],
+        );
+        put(
+            &mut self.power_on,
+            0x2c,
+            &identity.subsystem_vendor_id.to_le_bytes(),
+        );
+        put(
+            &mut self.power_on,
+            0x2e,
+            &identity.subsystem_id.to_le_bytes(),
+        );
+        let pin = u8::from(identity.interrupt_pin);
+        put(
+            &mut self.power_on,
+            INTERRUPT_LINE,
+            &[0, pin, identity.min_gnt, identity.max_lat],
+        );
+        put(
+            &mut self.writable,
+            COMMAND,
+            &command.into_bits().to_le_bytes(),
+        );
+        put(
+            &mut self.write_one_to_clear,
+            STATUS,
+            &clearable.into_bits().to_le_bytes(),
+        );
+        // Cache Line Size and Latency Timer, and Interrupt Line, are the software's own notes.
+        put(&mut self.writable, 0x0c, &[0xff, 0xff]);
+        put(&mut self.writable, INTERRUPT_LINE, &[0xff]);
+        for (index, bar) in identity.bars.iter().enumerate() {
+            let (kind, size_bytes) = match bar {
+                Some(Bar::Memory { size_bytes }) => (0, *size_bytes),
+                Some(Bar::Io { size_bytes }) => (1, *size_bytes),
+                None => continue,
+            };
+            assert!(
+                size_bytes.is_power_of_two() && size_bytes >= 4,
+                "a BAR decodes a power of two"
+            );
+            put(&mut self.power_on, BAR0 + 4 * index, &[kind]);
+            put(
+                &mut self.writable,
+                BAR0 + 4 * index,
+                &(!(size_bytes - 1)).to_le_bytes(),
+            );
+        }
+    }
+
+    fn lay_out_capabilities(&mut self, capabilities: &[Capability]) {
+        let mut link = CAPABILITIES_POINTER;
+        let mut at = FIRST_CAPABILITY;
+        for capability in capabilities {
+            put(
+                &mut self.power_on,
+                link,
+                &[u8::try_from(at).expect("capabilities fit into 256 bytes")],
+            );
+            put(&mut self.power_on, at, &[capability.id()]);
+            link = at + 1;
+            match capability {
+                Capability::PowerManagement => {
+                    // Version 2; no PME from any state, no auxiliary current, D1 and D2 absent.
+                    put(&mut self.power_on, at + 2, &2u16.to_le_bytes());
+                    let control = PowerControl::new().with_state(3).with_pme_enable(true);
+                    let power_control = at + Capability::POWER_MANAGEMENT_CONTROL;
+                    put(
+                        &mut self.writable,
+                        power_control,
+                        &control.into_bits().to_le_bytes(),
+                    );
+                    self.power_control = Some(power_control);
+                    at += 8;
+                }
+            }
+        }
+    }
+
+    /// Copies `data.len()` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// When the range is not inside the space: the server has checked it.
+    pub fn read(&self, offset: usize, data: &mut [u8]) {
+        data.copy_from_slice(&self.value[offset..offset + data.len()]);
+    }
+
+    /// Writes what is writable of `data` at `offset`.
+    ///
+    /// # Panics
+    /// When the range is not inside the space: the server has checked it.
+    pub fn write(&mut self, offset: usize, data: &[u8]) {
+        for (at, new) in (offset..).zip(data) {
+            let kept = self.value[at] & !self.writable[at] & !(new & self.write_one_to_clear[at]);
+            self.value[at] = kept | (new & self.writable[at]);
+        }
+    }
+
+    /// Back to the power-on state.
+    pub fn reset(&mut self) {
+        self.value = self.power_on;
+    }
+
+    /// The Command register.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        Command::from_bits(self.word(COMMAND))
+    }
+
+    /// Whether the function is in D0, where it answers and may start DMA and interrupts.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.power_control
+            .is_none_or(|at| PowerControl::from_bits(self.word(at)).state() == 0)
+    }
+
+    /// Says whether the function has an interrupt pending (Status, Interrupt Status).
+    pub(crate) fn set_interrupt_status(&mut self, pending: bool) {
+        let status = Status::from_bits(self.word(STATUS)).with_interrupt(pending);
+        put(&mut self.value, STATUS, &status.into_bits().to_le_bytes());
+    }
+
+    /// Whether the INTx line is asserted.
+    pub(crate) fn intx_level(&self) -> bool {
+        let pending = Status::from_bits(self.word(STATUS)).interrupt();
+        pending && !self.command().interrupt_disable() && self.is_on()
+    }
+
+    fn word(&self, at: usize) -> u16 {
+        u16::from_le_bytes([self.value[at], self.value[at + 1]])
+    }
+}
+
+fn put(space: &mut [u8; CONFIG_BYTES], at: usize, bytes: &[u8]) {
+    space[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space() -> ConfigSpace {
+        let mut bars = [None; 6];
+        bars[0] = Some(Bar::Memory {
+            size_bytes: 0x20000,
+        });
+        bars[1] = Some(Bar::Io { size_bytes: 64 });
+        ConfigSpace::new(&Identity {
+            vendor_id: 0x8086,
+            device_id: 0x100e,
+            class_code: 0x02_0000,
+            interrupt_pin: true,
+            bars,
+            capabilities: vec![Capability::PowerManagement],
+            ..Identity::default()
+        })
+    }
+
+    fn read32(space: &ConfigSpace, at: usize) -> u32 {
+        let mut data = [0; 4];
+        space.read(at, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn header_tells_identity() {
+        let space = space();
+        assert_eq!(read32(&space, 0x00), 0x100e_8086);
+        assert_eq!(read32(&space, 0x04), 0x0230_0000);
+        assert_eq!(read32(&space, 0x08), 0x0200_0000);
+        assert_eq!(read32(&space, 0x3c), 0x0000_0100);
+    }
+
+    #[test]
+    fn bars_are_sized_by_writing_ones() {
+        let mut space = space();
+        for at in (0x10..0x34).step_by(4) {
+            space.write(at, &[0xff; 4]);
+        }
+        assert_eq!(read32(&space, 0x10), 0xfffe_0000);
+        assert_eq!(read32(&space, 0x14), 0xffff_ffc1);
+        assert_eq!(read32(&space, 0x18), 0);
+        assert_eq!(read32(&space, 0x30), 0, "no expansion ROM");
+    }
+
+    #[test]
+    fn read_only_bits_stay() {
+        let mut space = space();
+        for at in 0..CONFIG_BYTES {
+            space.write(at, &[0xff]);
+        }
+        assert_eq!(read32(&space, 0x00), 0x100e_8086);
+        assert_eq!(read32(&space, 0x04), 0x0230_0557);
+        assert_eq!(read32(&space, 0x3c), 0x0000_01ff);
+        space.reset();
+        assert_eq!(read32(&space, 0x04), 0x0230_0000);
+    }
+
+    #[test]
+    fn the_capability_list_has_power_management() {
+        let mut space = space();
+        assert_eq!(read32(&space, 0x34), 0x40);
+        assert_eq!(read32(&space, 0x40), 0x0002_0001);
+        assert!(space.is_on());
+        space.write(0x44, &[3]);
+        assert!(!space.is_on());
+    }
+
+    #[test]
+    fn interrupt_disable_holds_the_line_low() {
+        let mut space = space();
+        space.set_interrupt_status(true);
+        assert!(space.intx_level());
+        space.write(0x05, &[0x04]);
+        assert!(!space.intx_level());
+        assert_eq!(
+            read32(&space, 0x04) >> 16 & 8,
+            8,
+            "Interrupt Status does not depend on Interrupt Disable"
+        );
+    }
+}

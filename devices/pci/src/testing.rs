@@ -1,0 +1,169 @@
+//! A guest for tests of models: memory, an interrupt controller with one line, and a driver's view of BARs.
+//!
+//! It reaches the model through [`Function`], as a client does, so that Command, INTx and guest memory behave as they do
+//! under a VMM.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that can't set up its guest ends there"
+)]
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
+
+use nix::sys::{
+    eventfd::{EfdFlags, EventFd},
+    memfd::{MFdFlags, memfd_create},
+};
+use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
+use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent, Memory};
+
+use crate::{Device, Function, function::INTX};
+
+/// Bytes of guest memory, from address 0 on.
+pub const MEMORY_BYTES: u64 = 16 << 20;
+
+/// A guest whose only device is `D`.
+#[derive(Debug)]
+pub struct Guest<D> {
+    function: Function<D>,
+    lent: Lent,
+    intx: EventFd,
+}
+
+impl<D: Device> Guest<D> {
+    /// A guest whose firmware has enabled memory, I/O and bus mastering.
+    #[must_use]
+    pub fn new(device: D) -> Self {
+        let memory: OwnedFd = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
+        File::from(memory.try_clone().unwrap())
+            .set_len(MEMORY_BYTES)
+            .unwrap();
+        let intx = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let mut lent = Lent {
+            memory: Memory::default(),
+            irqs: Irqs::new(&[IrqInfo {
+                count: 1,
+                level: true,
+            }]),
+        };
+        lent.memory
+            .map(
+                0,
+                MEMORY_BYTES,
+                Access {
+                    read: true,
+                    write: true,
+                },
+                Some((memory, 0)),
+            )
+            .unwrap();
+        let line = intx.as_fd().try_clone_to_owned().unwrap();
+        lent.irqs
+            .connect(INTX, 0, [Some(line)].into_iter())
+            .unwrap();
+        let mut guest = Self {
+            function: Function::new(device),
+            lent,
+            intx,
+        };
+        guest.config_write(4, &7u16.to_le_bytes());
+        guest
+    }
+
+    /// Reads a 32-bit register.
+    pub fn read32(&mut self, bar: usize, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.read(bar, offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Writes a 32-bit register.
+    pub fn write32(&mut self, bar: usize, offset: u64, value: u32) {
+        self.write(bar, offset, &value.to_le_bytes());
+    }
+
+    /// Reads any number of bytes of a BAR.
+    pub fn read(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
+        self.function
+            .read(&mut self.lent, bar as u32, offset, data)
+            .unwrap();
+    }
+
+    /// Writes any number of bytes of a BAR.
+    pub fn write(&mut self, bar: usize, offset: u64, data: &[u8]) {
+        self.function
+            .write(&mut self.lent, bar as u32, offset, data)
+            .unwrap();
+    }
+
+    /// Writes configuration space.
+    pub fn config_write(&mut self, offset: u64, data: &[u8]) {
+        self.function
+            .write(&mut self.lent, CONFIG, offset, data)
+            .unwrap();
+    }
+
+    /// Reads configuration space.
+    pub fn config_read(&mut self, offset: u64, data: &mut [u8]) {
+        self.function
+            .read(&mut self.lent, CONFIG, offset, data)
+            .unwrap();
+    }
+
+    /// Copies out guest memory.
+    #[must_use]
+    pub fn load(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.lent.memory.read(address, &mut data).unwrap();
+        data
+    }
+
+    /// Fills guest memory.
+    pub fn store(&mut self, address: u64, data: &[u8]) {
+        self.lent.memory.write(address, data).unwrap();
+    }
+
+    /// Whether an interrupt came since the last call. Ends it as an interrupt controller does, so that a line that is
+    /// still asserted interrupts again.
+    pub fn interrupted(&mut self) -> bool {
+        let came = self.intx.read().is_ok();
+        self.lent
+            .irqs
+            .set_mask(INTX, 0, 1, false, |_| true)
+            .unwrap();
+        came
+    }
+
+    /// Lets the model run, as the event loop does.
+    pub fn run(&mut self) {
+        self.function.run(&mut self.lent, Instant::now());
+    }
+
+    /// Runs the model until it has no work left that is due.
+    pub fn run_until_idle(&mut self) {
+        self.run();
+        while self
+            .function
+            .deadline()
+            .is_some_and(|deadline| deadline <= Instant::now())
+        {
+            self.run();
+        }
+    }
+
+    /// The client's DEVICE_RESET. Configuration space is enabled again.
+    pub fn reset(&mut self) {
+        self.function.reset(&mut self.lent);
+        self.config_write(4, &7u16.to_le_bytes());
+    }
+
+    /// How often the driver reset the device.
+    #[must_use]
+    pub fn software_resets(&self) -> u64 {
+        self.function.software_resets()
+    }
+}
