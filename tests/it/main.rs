@@ -1,0 +1,3 @@
+//! Tests of the whole: processes, sockets, and a real VMM with a Linux guest.
+
+mod guest;

@@ -1,0 +1,181 @@
+//! Debian packages of another release, without touching the host: a private apt resolves and downloads them, `dpkg-deb`
+//! unpacks them. Nothing is configured or installed, so neither root nor a chroot is needed.
+//!
+//! Which mirror: `$VFU_DEBIAN_MIRROR`, else those that the host's own apt uses; apt checks the signature in any case.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::run;
+
+/// The release the packages come from, and the suite whose newer versions are preferred.
+pub(super) const RELEASE: &str = "trixie";
+pub(super) const BACKPORTS: &str = "trixie-backports";
+
+/// Downloads `packages` and all they depend on into `work` and unpacks them under `root`. `work` may hold the
+/// downloads of an earlier run that was cut short.
+pub(super) fn unpack(packages: &[&str], work: &Path, root: &Path) -> Result<()> {
+    let apt = Apt::new(work)?;
+    apt.update()?;
+    run(apt
+        .command("apt-get")
+        .args(["--yes", "--download-only", "-t", BACKPORTS, "install"])
+        .args(packages))?;
+
+    // The links that every merged-/usr system has and that some packages count on when they are unpacked.
+    for folder in ["bin", "sbin", "lib", "lib64"] {
+        fs::create_dir_all(root.join("usr").join(folder))?;
+        std::os::unix::fs::symlink(format!("usr/{folder}"), root.join(folder))?;
+    }
+    let mut archives: Vec<PathBuf> = fs::read_dir(apt.archives())?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    archives.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    archives.sort();
+    for archive in archives {
+        run(Command::new("dpkg-deb")
+            .arg("--extract")
+            .arg(archive)
+            .arg(root))?;
+    }
+    Ok(())
+}
+
+/// An apt whose state, cache and sources are all under one folder of ours.
+struct Apt {
+    work: PathBuf,
+}
+
+impl Apt {
+    fn new(work: &Path) -> Result<Self> {
+        for folder in [
+            "lists/partial",
+            "cache/archives/partial",
+            "sources",
+            "preferences",
+        ] {
+            fs::create_dir_all(work.join(folder))?;
+        }
+        // An empty status file: nothing counts as installed, so everything that is depended on comes along.
+        fs::write(work.join("status"), "")?;
+        Ok(Self {
+            work: work.to_owned(),
+        })
+    }
+
+    fn archives(&self) -> PathBuf {
+        self.work.join("cache/archives")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let mut set = |key: &str, value: &str| {
+            command.arg("-o").arg(format!("{key}={value}"));
+        };
+        let inside = |path: &str| self.work.join(path).display().to_string();
+        set("Dir::State", &inside("."));
+        set("Dir::State::status", &inside("status"));
+        set("Dir::State::Lists", &inside("lists"));
+        set("Dir::Cache", &inside("cache"));
+        set("Dir::Etc::SourceList", "/dev/null");
+        set("Dir::Etc::SourceParts", &inside("sources"));
+        set("Dir::Etc::Preferences", "/dev/null");
+        set("Dir::Etc::PreferencesParts", &inside("preferences"));
+        set("APT::Architecture", "amd64");
+        set("APT::Architectures", "amd64");
+        set("APT::Install-Recommends", "false");
+        set("APT::Sandbox::User", "root");
+        set("Acquire::Languages", "none");
+        set("Acquire::Retries", "3");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command.env("LC_ALL", "C");
+        command
+    }
+
+    /// Fetches the indices from the first mirror that has the release, signed by Debian.
+    fn update(&self) -> Result<()> {
+        let keyring = ["gpg", "pgp"]
+            .map(|kind| PathBuf::from(format!("/usr/share/keyrings/debian-archive-keyring.{kind}")))
+            .into_iter()
+            .find(|path| path.exists())
+            .context("no Debian keyring: install the package debian-archive-keyring")?;
+        let mut failures = String::new();
+        for mirror in mirrors()? {
+            let source = format!(
+                "Types: deb\nURIs: {mirror}\nSuites: {RELEASE} {BACKPORTS}\nComponents: main\nSigned-By: {}\n",
+                keyring.display()
+            );
+            fs::write(self.work.join("sources/vfu.sources"), source)?;
+            let mut update = self.command("apt-get");
+            update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
+            match run(&mut update) {
+                Ok(_) => return Ok(()),
+                Err(error) => failures.push_str(&format!("\n{error:#}")),
+            }
+        }
+        bail!("no mirror has {RELEASE}; name one in VFU_DEBIAN_MIRROR{failures}");
+    }
+}
+
+/// The mirrors to try: with `--print-uris` apt tells what it would fetch, also where its indices were never fetched.
+fn mirrors() -> Result<Vec<String>> {
+    if let Ok(mirror) = std::env::var("VFU_DEBIAN_MIRROR") {
+        return Ok(vec![mirror]);
+    }
+    let uris = run(Command::new("apt-get").args(["--print-uris", "update"]))
+        .context("set-up fetches QEMU and a guest with Debian's apt")?;
+    Ok(archives(&uris))
+}
+
+/// The archives behind lines like `'http://host/debian/dists/bookworm/InRelease' name 0`. Those that also have an
+/// "-updates" suite come first: that is the shape of Debian's main archive.
+fn archives(uris: &str) -> Vec<String> {
+    let suites: Vec<(&str, &str)> = uris
+        .lines()
+        .filter_map(|line| {
+            line.split('\'')
+                .nth(1)?
+                .strip_suffix("/InRelease")?
+                .split_once("/dists/")
+        })
+        .collect();
+    let has_updates = |archive: &str| {
+        suites
+            .iter()
+            .any(|(base, suite)| *base == archive && suite.ends_with("-updates"))
+    };
+    let mut found: Vec<String> = Vec::new();
+    for wanted in [true, false] {
+        for (archive, _) in &suites {
+            if has_updates(archive) == wanted && !found.iter().any(|known| known == archive) {
+                found.push((*archive).to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::archives;
+
+    #[test]
+    fn the_main_archive_comes_first_and_once() {
+        let uris = "'https://other.example/linux/debian/dists/bookworm/InRelease' a 0\n\
+                    'http://mirror.example/debian-security/dists/bookworm-security/InRelease' b 0\n\
+                    'http://mirror.example/debian/dists/bookworm/InRelease' c 0\n\
+                    'http://mirror.example/debian/dists/bookworm-updates/InRelease' d 0\n\
+                    'http://mirror.example/debian/dists/bookworm/main/binary-amd64/Packages.xz' e 0\n";
+        assert_eq!(
+            archives(uris),
+            [
+                "http://mirror.example/debian",
+                "https://other.example/linux/debian",
+                "http://mirror.example/debian-security",
+            ]
+        );
+    }
+}

@@ -1,0 +1,245 @@
+//! The virtual machine that tests use: a QEMU with the device `vfio-user-pci`, a Linux kernel, an initramfs.
+//!
+//! The host's QEMU is taken if it is new enough; otherwise one comes from Debian's backports, unpacked in the cache and
+//! started by its own dynamic loader, so that sockets and files keep the host's paths. The kernel is Debian's; the
+//! initramfs is a static busybox, ethtool, the drivers, and `init.sh`.
+
+mod apt;
+mod cpio;
+mod modules;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::cache::{self, Cache};
+use crate::command;
+
+/// Change it when the code below makes something else of the same ingredients.
+const RECIPE: &[u8] = b"1";
+const INIT: &[u8] = include_bytes!("init.sh");
+const MODULES: &[&str] = &["e1000"];
+const PACKAGES: &[&str] = &["linux-image-amd64/trixie", "busybox-static", "ethtool"];
+const QEMU_PACKAGE: &str = "qemu-system-x86";
+const QEMU: &str = "qemu-system-x86_64";
+
+/// The first QEMU whose `vfio-user-pci` is whole.
+const QEMU_VERSION: [u32; 3] = [10, 1, 1];
+
+/// Starts QEMU under the root beside it. `exec`, so that the process that was started is QEMU.
+const WRAPPER: &str = r#"#!/bin/sh
+root=$(dirname "$0")/root
+exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \
+    "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+"#;
+
+/// Where the parts of the virtual machine are.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// QEMU's executable, or the script that starts it.
+    pub qemu: PathBuf,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The guest's whole file system.
+    pub initramfs: PathBuf,
+}
+
+impl Image {
+    /// What an earlier set-up made, or nothing.
+    pub fn find() -> Result<Option<Self>> {
+        let plan = Plan::new()?;
+        match (
+            plan.cache.find(&plan.system_name),
+            plan.cache.find(&plan.guest_name),
+        ) {
+            (Some(system), Some(guest)) => Ok(Some(plan.image(&system, &guest))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes what is missing; that takes below a minute the first time, nothing later.
+    pub fn prepare() -> Result<Self> {
+        let plan = Plan::new()?;
+        let system = plan
+            .cache
+            .stage(&plan.system_name, |folder| plan.build_system(folder))?;
+        let guest = plan
+            .cache
+            .stage(&plan.guest_name, |folder| plan.build_guest(&system, folder))?;
+        Ok(plan.image(&system, &guest))
+    }
+}
+
+/// What is to be made and under which names, which hold the hash of the recipe.
+struct Plan {
+    cache: Cache,
+    host_qemu: Option<PathBuf>,
+    packages: Vec<&'static str>,
+    system_name: String,
+    guest_name: String,
+}
+
+impl Plan {
+    fn new() -> Result<Self> {
+        let host_qemu = command::find(QEMU).filter(|qemu| serves(qemu));
+        let mut packages = PACKAGES.to_vec();
+        if host_qemu.is_none() {
+            packages.push(QEMU_PACKAGE);
+        }
+        let suites = [
+            RECIPE,
+            apt::RELEASE.as_bytes(),
+            apt::BACKPORTS.as_bytes(),
+            WRAPPER.as_bytes(),
+        ];
+        let named =
+            |names: &[&'static str]| names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>();
+        let system_key = cache::key(suites.into_iter().chain(named(&packages)));
+        let guest_key = cache::key(
+            [RECIPE, system_key.as_bytes(), INIT]
+                .into_iter()
+                .chain(named(MODULES)),
+        );
+        Ok(Self {
+            cache: Cache::open()?,
+            host_qemu,
+            packages,
+            system_name: format!("system-{system_key}"),
+            guest_name: format!("guest-{guest_key}"),
+        })
+    }
+
+    fn image(&self, system: &Path, guest: &Path) -> Image {
+        Image {
+            qemu: self.host_qemu.clone().unwrap_or_else(|| system.join(QEMU)),
+            kernel: guest.join("vmlinuz"),
+            initramfs: guest.join("initramfs"),
+        }
+    }
+
+    /// The packages, unpacked under `root`, and the script that starts QEMU.
+    fn build_system(&self, folder: &Path) -> Result<()> {
+        let started = Instant::now();
+        eprintln!(
+            "setup: fetching {} and what they need",
+            self.packages.join(", ")
+        );
+        // Outside the folder that a killed run leaves behind, so that the next one need not download again.
+        let work = self.cache.dir().join(format!("apt-{}", self.system_name));
+        let root = folder.join("root");
+        apt::unpack(&self.packages, &work, &root)?;
+        let wrapper = folder.join(QEMU);
+        fs::write(&wrapper, WRAPPER)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        if self.host_qemu.is_none() {
+            let version = command::run(Command::new(&wrapper).arg("--version"))?;
+            eprintln!("setup: {}", version.lines().next().unwrap_or_default());
+        }
+        fs::remove_dir_all(&work)?;
+        eprintln!(
+            "setup: unpacked in {:.1} s",
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+
+    /// The kernel and the initramfs for it.
+    fn build_guest(&self, system: &Path, folder: &Path) -> Result<()> {
+        let root = system.join("root");
+        let tree = only_entry(&root.join("usr/lib/modules"))?;
+        let release = tree
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("kernel release")?;
+        fs::copy(
+            root.join(format!("boot/vmlinuz-{release}")),
+            folder.join("vmlinuz"),
+        )
+        .context("copy the kernel")?;
+
+        let busybox = root.join("usr/bin/busybox");
+        let mut archive = cpio::Archive::default();
+        for path in ["bin", "dev", "lib", "modules", "proc", "run", "sys", "tmp"] {
+            archive.directory(path);
+        }
+        archive.symlink("lib64", "lib");
+        archive.symlink("sbin", "bin");
+        archive.file("init", INIT);
+        let mut copy = |from: &str, to: &str| -> Result<()> {
+            let path = root.join("usr").join(from);
+            archive.file(
+                to,
+                &fs::read(&path).with_context(|| format!("read {}", path.display()))?,
+            );
+            Ok(())
+        };
+        copy("bin/busybox", "bin/busybox")?;
+        copy("sbin/ethtool", "bin/ethtool")?;
+        copy("lib64/ld-linux-x86-64.so.2", "lib/ld-linux-x86-64.so.2")?;
+        for library in ["libc.so.6", "libmnl.so.0"] {
+            copy(
+                &format!("lib/x86_64-linux-gnu/{library}"),
+                &format!("lib/{library}"),
+            )?;
+        }
+        // Numbered, because the guest loads them in the order of their names.
+        for (number, module) in modules::closure(&tree, MODULES, &busybox)?
+            .iter()
+            .enumerate()
+        {
+            archive.file(
+                &format!("modules/{number:02}-{}.ko", module.name),
+                &module.content,
+            );
+        }
+        fs::write(folder.join("initramfs"), archive.finish())?;
+        eprintln!("setup: guest with Linux {release}");
+        Ok(())
+    }
+}
+
+/// Whether this QEMU is new enough and was built with the vfio-user client.
+fn serves(qemu: &Path) -> bool {
+    let Ok(text) = command::run(Command::new(qemu).arg("--version")) else {
+        return false;
+    };
+    version(&text).is_some_and(|version| version >= QEMU_VERSION)
+        && command::run(Command::new(qemu).args(["-device", "vfio-user-pci,help"])).is_ok()
+}
+
+/// The numbers in `QEMU emulator version 10.1.1 (...)`.
+fn version(text: &str) -> Option<[u32; 3]> {
+    let number = text.split("version ").nth(1)?.split_whitespace().next()?;
+    let mut parts = number.split('.').map(|part| part.parse().ok());
+    Some([
+        parts.next()??,
+        parts.next()??,
+        parts.next().flatten().unwrap_or(0),
+    ])
+}
+
+fn only_entry(folder: &Path) -> Result<PathBuf> {
+    let mut entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let entry = entries
+        .next()
+        .with_context(|| format!("nothing in {}", folder.display()))??;
+    Ok(entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions_compare_by_number() {
+        let parsed = version("QEMU emulator version 10.1.1 (Debian 1:10.1.1)").unwrap();
+        assert_eq!(parsed, [10, 1, 1]);
+        assert!(version("QEMU emulator version 9.2.4").unwrap() < parsed);
+        assert!(version("QEMU emulator version 11.1").unwrap() > parsed);
+        assert_eq!(version("no such program"), None);
+    }
+}
