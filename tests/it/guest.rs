@@ -1,7 +1,9 @@
 //! A real VMM with a Linux guest.
 
 use anyhow::Result;
-use tests::{Guest, require};
+use std::net::TcpListener;
+
+use tests::{Guest, Netns, require, traffic};
 
 /// QEMU's own e1000 needs nothing of ours: this judges the fixture.
 #[test]
@@ -19,5 +21,27 @@ fn the_guest_runs_commands_before_and_after_a_reset() -> Result<()> {
     guest.reset()?;
     assert_eq!(guest.sh(driver)?, "e1000\n");
     guest.sh("test ! -e /tmp/here")?;
+    Ok(())
+}
+
+/// The same for the network: a TAP in a namespace, pings, and data both ways.
+#[test]
+fn the_fixture_moves_data_both_ways() -> Result<()> {
+    require!(Qemu, Tap);
+    let netns = Netns::new()?;
+    netns.ip("tuntap add tap0 mode tap")?;
+    netns.ip("addr add 198.18.0.1/30 dev tap0")?;
+    netns.ip("link set tap0 up")?;
+    let listener = netns.inside(|| Ok(TcpListener::bind("198.18.0.1:0")?))?;
+    let builder = Guest::builder()
+        .arg("-netdev")
+        .arg("tap,id=net,ifname=tap0,script=no,downscript=no")
+        .arg("-device")
+        .arg("e1000,netdev=net");
+    let mut guest = netns.inside(|| builder.boot())?;
+    traffic::configure(&mut guest, "eth0", "198.18.0.2/30")?;
+    traffic::ping(&mut guest, "198.18.0.1".parse()?, 3)?;
+    traffic::to_host(&mut guest, &listener, 4)?;
+    traffic::to_guest(&mut guest, &listener, 4)?;
     Ok(())
 }

@@ -3,10 +3,23 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+/// Set by a program that was told to stop: then every wait ends with an error, and the fixtures clean up as they are
+/// dropped.
+pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// An error once [`INTERRUPTED`] is set.
+pub fn check_interrupted() -> Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
 
 /// Runs a command to its end and returns its stdout; anything but success is an error with its stderr.
 pub fn run(command: &mut Command) -> Result<String> {
@@ -42,6 +55,7 @@ pub fn wait_for<T>(
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
+        check_interrupted()?;
         if let Some(answer) = condition()? {
             return Ok(answer);
         }

@@ -1,13 +1,19 @@
 //! Fixtures: what a test of the whole, the demo and the set-up need of a machine.
 //!
-//! [`Image`] is the QEMU and the Linux guest that set-up leaves in the cache, [`Guest`] a running one. Every wait has a
-//! deadline, every fixture cleans up in `Drop`, every error carries the logs that explain it.
+//! [`Image`] is the QEMU and the Linux guest that set-up leaves in the cache, [`Guest`] a running one, [`Netns`] a
+//! network of its own on the host, [`Agent`] a running `vfu-agent` with its directories, [`traffic`] what goes over the
+//! wire. Every wait has a deadline, every fixture cleans up in `Drop`, every error carries the logs that explain it.
 
+pub mod agent;
 pub mod cache;
 pub mod command;
 pub mod guest;
 pub mod image;
+pub mod netns;
 pub mod require;
+pub mod traffic;
 
+pub use agent::Agent;
 pub use guest::Guest;
 pub use image::Image;
+pub use netns::Netns;

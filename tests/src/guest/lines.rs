@@ -6,6 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::command;
+
+/// How long one read waits at most, so that an interruption is noticed.
+const SLICE: Duration = Duration::from_millis(200);
+
 /// A socket that is read by lines.
 #[derive(Debug)]
 pub(super) struct Lines {
@@ -44,7 +49,8 @@ impl Lines {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.stream.set_read_timeout(Some(left))?;
+            command::check_interrupted()?;
+            self.stream.set_read_timeout(Some(left.min(SLICE)))?;
             match self.stream.read(&mut chunk) {
                 Ok(0) => bail!("the other end closed the connection"),
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
