@@ -4,13 +4,22 @@
 //! a [`Session`]: negotiation, then requests, each answered in order. A session ends with its connection, and the listener
 //! takes the next client. This crate knows regions, interrupts and DMA; it does not know PCI.
 
-#![warn(missing_docs)]
-
 mod irq;
+mod listener;
 mod memory;
+mod message;
+mod negotiate;
+mod requests;
+mod session;
+mod socket;
 
 pub use irq::{IrqInfo, Irqs};
+pub use listener::{ListenError, Listener, MAX_PATH_BYTES};
 pub use memory::{Access, AccessError, Memory};
+pub use session::Session;
+pub use socket::Closed;
+
+use nix::errno::Errno;
 
 /// What a client lends the device for as long as its session lasts.
 #[derive(Debug, Default)]
@@ -48,7 +57,7 @@ pub trait Device {
         region: u32,
         offset: u64,
         data: &mut [u8],
-    ) -> Result<(), nix::errno::Errno>;
+    ) -> Result<(), Errno>;
 
     /// Writes a region.
     ///
@@ -60,7 +69,7 @@ pub trait Device {
         region: u32,
         offset: u64,
         data: &[u8],
-    ) -> Result<(), nix::errno::Errno>;
+    ) -> Result<(), Errno>;
 
     /// Back to the power-on state.
     fn reset(&mut self, lent: &mut Lent);

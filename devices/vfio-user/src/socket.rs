@@ -1,0 +1,314 @@
+//! The socket: bytes in with the file descriptors that came along, bytes out, nothing blocking and everything bounded.
+//!
+//! Everything that has arrived is taken with one recvmsg. Descriptors belong to the message that holds the last byte
+//! which arrived with them: the kernel ends a recvmsg behind the packet that carried descriptors, so that this is the
+//! message they were sent with, whatever came glued before it.
+
+#![expect(
+    unsafe_code,
+    reason = "file descriptors that arrive are plain numbers until somebody owns them"
+)]
+
+use std::{
+    collections::VecDeque,
+    io::IoSliceMut,
+    ops::Range,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+};
+
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send},
+};
+use zerocopy::FromBytes;
+
+use crate::message::Header;
+
+/// More descriptors than the kernel puts into one packet (`SCM_MAX_FD`).
+const FDS_PER_PACKET: usize = 253;
+/// A client that lets more descriptors than this wait for the rest of their message is cut off.
+const MAX_WAITING_FDS: usize = 2 * FDS_PER_PACKET;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Closed {
+    /// The client closed it.
+    #[error("the client closed the connection")]
+    ByClient,
+    /// The socket failed.
+    #[error("the connection failed")]
+    Failed(#[source] Errno),
+    /// The client broke the protocol in a way that leaves no message boundary to go on from.
+    #[error("protocol error: {0}")]
+    Protocol(&'static str),
+}
+
+/// What has arrived and is not yet processed.
+pub(crate) struct Inbox {
+    buffer: Box<[u8]>,
+    /// The unprocessed part of `buffer`.
+    filled: Range<usize>,
+    control: Vec<u8>,
+    /// Descriptors, each with the index in `buffer` of the last byte that came with it.
+    fds: VecDeque<(usize, OwnedFd)>,
+}
+
+/// A message, in the inbox.
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    payload: Range<usize>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+impl Inbox {
+    /// For messages of up to `max_message_bytes`.
+    pub(crate) fn new(max_message_bytes: usize) -> Self {
+        Self {
+            buffer: vec![0; max_message_bytes].into_boxed_slice(),
+            filled: 0..0,
+            control: cmsg_space!([RawFd; FDS_PER_PACKET]),
+            fds: VecDeque::new(),
+        }
+    }
+
+    /// Takes what has arrived, if anything has.
+    pub(crate) fn receive(&mut self, stream: &UnixStream) -> Result<(), Closed> {
+        self.make_room();
+        let room = &mut self.buffer[self.filled.end..];
+        if room.is_empty() {
+            // Whole messages are waiting for the client to take its replies.
+            return Ok(());
+        }
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let mut iov = [IoSliceMut::new(room)];
+        let message =
+            match recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut self.control), flags) {
+                Ok(message) => message,
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+                Err(Errno::ECONNRESET) => return Err(Closed::ByClient),
+                Err(error) => return Err(Closed::Failed(error)),
+            };
+        let last = (self.filled.end + message.bytes).wrapping_sub(1);
+        for control in message.cmsgs().map_err(Closed::Failed)? {
+            let ControlMessageOwned::ScmRights(fds) = control else {
+                continue;
+            };
+            // SAFETY: the kernel has just made these descriptors for this process, and nothing else knows them.
+            self.fds.extend(
+                fds.into_iter()
+                    .map(|fd| (last, unsafe { OwnedFd::from_raw_fd(fd) })),
+            );
+        }
+        if message.bytes == 0 {
+            return Err(Closed::ByClient);
+        }
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(Closed::Protocol(
+                "file descriptors were lost: this process may open no more",
+            ));
+        }
+        if self.fds.len() > MAX_WAITING_FDS {
+            return Err(Closed::Protocol(
+                "too many file descriptors wait for the rest of their message",
+            ));
+        }
+        self.filled.end += message.bytes;
+        Ok(())
+    }
+
+    /// The next whole message, if there is one.
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>, Closed> {
+        let filled = &self.buffer[self.filled.clone()];
+        let Ok((header, _)) = Header::read_from_prefix(filled) else {
+            return Ok(None);
+        };
+        let size = header.size_bytes as usize;
+        if size < size_of::<Header>() {
+            return Err(Closed::Protocol("a message is smaller than its header"));
+        }
+        if size > self.buffer.len() {
+            return Err(Closed::Protocol("a message is larger than negotiated"));
+        }
+        if size > filled.len() {
+            return Ok(None);
+        }
+        let end = self.filled.start + size;
+        let payload = self.filled.start + size_of::<Header>()..end;
+        self.filled.start = end;
+        let mine = self.fds.partition_point(|(last, _)| *last < end);
+        let fds = self.fds.drain(..mine).map(|(_, fd)| fd).collect();
+        Ok(Some(Frame {
+            header,
+            payload,
+            fds,
+        }))
+    }
+
+    pub(crate) fn payload(&self, frame: &Frame) -> &[u8] {
+        &self.buffer[frame.payload.clone()]
+    }
+
+    /// Moves what is left to the front, when a message might not fit behind it.
+    fn make_room(&mut self) {
+        let start = self.filled.start;
+        if start == 0 {
+            return;
+        }
+        self.buffer.copy_within(self.filled.clone(), 0);
+        self.filled = 0..self.filled.len();
+        for (last, _) in &mut self.fds {
+            *last -= start;
+        }
+    }
+}
+
+/// Replies that the client has not yet taken.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    /// Where a reply is appended.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Sends as much as the client takes now.
+    pub(crate) fn flush(&mut self, stream: &UnixStream) -> Result<(), Closed> {
+        while self.sent < self.bytes.len() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(stream.as_raw_fd(), &self.bytes[self.sent..], flags) {
+                Ok(sent) => self.sent += sent,
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(Closed::ByClient),
+                Err(error) => return Err(Closed::Failed(error)),
+            }
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{IoSlice, Write},
+        os::fd::AsFd,
+    };
+
+    use nix::sys::socket::{ControlMessage, sendmsg};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::message::Command;
+
+    fn message(id: u16, payload: &[u8]) -> Vec<u8> {
+        let size_bytes = 16 + payload.len() as u32;
+        let header = Header {
+            id,
+            command: Command(1),
+            size_bytes,
+            ..Header::default()
+        };
+        [header.as_bytes(), payload].concat()
+    }
+
+    fn send_with_fds(stream: &UnixStream, bytes: &[u8], count: usize) {
+        let fds = vec![stream.as_fd().as_raw_fd(); count];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let sent = sendmsg::<()>(
+            stream.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            &rights,
+            MsgFlags::empty(),
+            None,
+        );
+        assert_eq!(sent, Ok(bytes.len()));
+    }
+
+    #[test]
+    fn frames_cut_at_every_byte_are_put_together() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let bytes = [message(1, b"abc"), message(2, b""), message(3, &[7; 100])].concat();
+        for cut in 0..=bytes.len() {
+            let mut inbox = Inbox::new(256);
+            let mut seen = Vec::new();
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                theirs.write_all(part).unwrap();
+                inbox.receive(&ours).unwrap();
+                while let Some(frame) = inbox.next().unwrap() {
+                    seen.push((frame.header.id, inbox.payload(&frame).to_vec()));
+                }
+            }
+            assert_eq!(
+                seen,
+                [(1, b"abc".to_vec()), (2, vec![]), (3, vec![7; 100])],
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn descriptors_stay_with_their_message() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&message(1, b"")).unwrap();
+        send_with_fds(&theirs, &message(2, b"xy"), 2);
+        theirs.write_all(&message(3, b"")).unwrap();
+        send_with_fds(&theirs, &message(4, b""), 1);
+        let mut inbox = Inbox::new(256);
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            inbox.receive(&ours).unwrap();
+        }
+        while let Some(frame) = inbox.next().unwrap() {
+            seen.push((frame.header.id, frame.fds.len()));
+        }
+        assert_eq!(seen, [(1, 0), (2, 2), (3, 0), (4, 1)]);
+    }
+
+    #[test]
+    fn bad_sizes_end_the_connection() {
+        for size_bytes in [0, 15, 257, u32::MAX] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs
+                .write_all(
+                    Header {
+                        size_bytes,
+                        ..Header::default()
+                    }
+                    .as_bytes(),
+                )
+                .unwrap();
+            let mut inbox = Inbox::new(256);
+            inbox.receive(&ours).unwrap();
+            assert!(
+                matches!(inbox.next(), Err(Closed::Protocol(_))),
+                "{size_bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn hoarded_descriptors_end_the_connection() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut inbox = Inbox::new(256);
+        let bytes = message(1, &[0; 64]);
+        let result = bytes.chunks(1).take(4).try_for_each(|byte| {
+            send_with_fds(&theirs, byte, FDS_PER_PACKET);
+            inbox.receive(&ours)
+        });
+        assert!(matches!(result, Err(Closed::Protocol(_))));
+    }
+}
