@@ -6,6 +6,7 @@
 mod bus;
 mod config;
 mod function;
+pub mod regs;
 
 #[cfg(feature = "testing")]
 pub mod testing;
