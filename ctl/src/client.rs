@@ -1,0 +1,174 @@
+//! The way to the agent: a UNIX socket, gRPC over it, and one deadline for every call.
+
+use std::{future::Future, io, path::PathBuf, str::FromStr, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use proto::v1::{
+    GetModelRequest, Model, agent_service_client::AgentServiceClient,
+    device_service_client::DeviceServiceClient, model_service_client::ModelServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint as Transport},
+};
+
+use crate::error::Error;
+
+/// The longest answer that is read: a page of devices at the API's limits is longer than the library's default.
+const ANSWER_BYTES: usize = 128 << 20;
+
+/// The longest header that is read: details of errors travel in one.
+const HEADER_BYTES: u32 = 1 << 20;
+
+/// Where the agent listens.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Endpoint {
+    /// Path of its socket.
+    pub(crate) path: PathBuf,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text
+            .strip_prefix("unix://")
+            .or_else(|| text.strip_prefix("unix:"))
+            .unwrap_or(text);
+        if !path.starts_with('/') {
+            return Err(
+                "must be unix:// and an absolute path, as unix:///run/vfu/agent.sock".into(),
+            );
+        }
+        Ok(Self { path: path.into() })
+    }
+}
+
+/// A connection to the agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    channel: Channel,
+    path: PathBuf,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects; `timeout` holds for this and for every call.
+    pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, Error> {
+        let path = endpoint.path.clone();
+        let stream = tokio::time::timeout(timeout, UnixStream::connect(&path))
+            .await
+            .map_err(|_| Error::Late(timeout))?
+            .map_err(|source| Error::Unreachable {
+                path: path.clone(),
+                source,
+            })?;
+        // One command, one connection: a lost one is an error, not a reason to connect to whoever listens now.
+        let mut stream = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_| {
+            let stream = stream.take();
+            async { stream.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted)) }
+        });
+        // The host name is never looked up; HTTP wants one.
+        let channel = Transport::from_static("http://vfu-agent")
+            .http2_max_header_list_size(HEADER_BYTES)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| Error::Broken {
+                path: path.clone(),
+                why: chain(&error),
+            })?;
+        Ok(Self {
+            channel,
+            path,
+            timeout,
+        })
+    }
+
+    /// The calls about devices.
+    pub(crate) fn devices(&self) -> DeviceServiceClient<Channel> {
+        DeviceServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// The calls about models.
+    pub(crate) fn models(&self) -> ModelServiceClient<Channel> {
+        ModelServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// The calls about the agent.
+    pub(crate) fn agent(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(self.channel.clone())
+    }
+
+    /// `message` as a request that carries the deadline.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+
+    /// Waits for an answer, no longer than the deadline.
+    pub(crate) async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        let status = match tokio::time::timeout(self.timeout, call).await {
+            Err(_) => return Err(Error::Late(self.timeout)),
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) => status,
+        };
+        // What has a source did not come from the agent but from the transport below.
+        let source = std::error::Error::source(&status);
+        let late = std::iter::successors(source, |error| error.source())
+            .any(|error| error.is::<tonic::TimeoutExpired>());
+        match source {
+            _ if late => Err(Error::Late(self.timeout)),
+            Some(source) => Err(Error::Broken {
+                path: self.path.clone(),
+                why: chain(source),
+            }),
+            None => Err(status.into()),
+        }
+    }
+
+    /// One model with its schema.
+    pub(crate) async fn model(&self, name: &str) -> Result<Model, Error> {
+        let name = name.strip_prefix("models/").unwrap_or(name);
+        let request = self.request(GetModelRequest {
+            name: format!("models/{name}"),
+        });
+        self.answer(self.models().get_model(request)).await
+    }
+}
+
+/// An error with all that caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text = format!("{text}: {inner}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_absolute_paths() {
+        let path = |text: &str| text.parse::<Endpoint>().map(|it| it.path);
+        let socket = PathBuf::from("/run/vfu/agent.sock");
+        assert_eq!(path("unix:///run/vfu/agent.sock"), Ok(socket.clone()));
+        assert_eq!(path("unix:/run/vfu/agent.sock"), Ok(socket.clone()));
+        assert_eq!(path("/run/vfu/agent.sock"), Ok(socket));
+        assert!(path("http://127.0.0.1:1").is_err());
+        assert!(path("unix://agent.sock").is_err());
+        assert!(path("").is_err());
+    }
+}

@@ -1,0 +1,28 @@
+//! The commands, one file each.
+
+pub(crate) mod cmdline;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod get;
+pub(crate) mod models;
+pub(crate) mod reset;
+pub(crate) mod version;
+
+use crate::error::Error;
+
+/// The resource name of the device that the user calls `id`; `-o name` prints resource names, so they are fine too.
+fn device_name(id: &str) -> String {
+    match id.starts_with("devices/") {
+        true => id.to_owned(),
+        false => format!("devices/{id}"),
+    }
+}
+
+/// The outcome of doing several things, each whatever became of the others.
+fn outcome(mut failures: Vec<Error>) -> Result<(), Error> {
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.remove(0)),
+        _ => Err(Error::Several(failures)),
+    }
+}

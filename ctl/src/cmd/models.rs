@@ -1,0 +1,171 @@
+//! `vfuctl models`
+
+use proto::v1::{ListModelsRequest, Model};
+use serde_json::json;
+
+use crate::{
+    args::Models,
+    client::Client,
+    config::plain,
+    error::Error,
+    output::{Format, Output, from_struct, id, json, table},
+    schema::{Kind, Schema},
+};
+
+/// Lists the models, or shows one.
+pub(crate) async fn run(
+    args: Models,
+    client: &Client,
+    output: &mut Output<'_>,
+) -> Result<(), Error> {
+    match args.name {
+        Some(name) => {
+            let model = client.model(&name).await?;
+            match output.format() {
+                Format::Name => output.text(&format!("{}\n", model.name)),
+                Format::Json | Format::Yaml => output.value(&json("Model", &model)?),
+                Format::Table | Format::Wide => output.text(&page(&model)),
+            }
+        }
+        None => {
+            let models = all(client).await?;
+            match output.format() {
+                Format::Name => {
+                    let names = models.iter().map(|it| format!("{}\n", it.name));
+                    output.text(&names.collect::<String>())
+                }
+                Format::Json | Format::Yaml => {
+                    let models = models.iter().map(|it| json("Model", it));
+                    let models = models.collect::<Result<Vec<_>, _>>()?;
+                    output.value(&json!({ "models": models }))
+                }
+                Format::Table | Format::Wide => output.text(&list(&models)),
+            }
+        }
+    }
+}
+
+async fn all(client: &Client) -> Result<Vec<Model>, Error> {
+    let mut models = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = client.request(ListModelsRequest {
+            page_size: 0,
+            page_token,
+        });
+        let answer = client.answer(client.models().list_models(request)).await?;
+        models.extend(answer.models);
+        page_token = answer.next_page_token;
+        if page_token.is_empty() {
+            return Ok(models);
+        }
+    }
+}
+
+fn list(models: &[Model]) -> String {
+    let rows = models.iter().map(|model| {
+        vec![
+            id(&model.name).to_owned(),
+            pci_id(model),
+            format!("{:06x}", model.class_code),
+            model.description.clone(),
+        ]
+    });
+    table(&["NAME", "PCI-ID", "CLASS", "DESCRIPTION"], rows)
+}
+
+fn pci_id(model: &Model) -> String {
+    format!("{:04x}:{:04x}", model.vendor_id, model.device_id)
+}
+
+/// The schema of `model`'s configuration.
+pub(crate) fn schema(model: &Model) -> Schema {
+    let root = model.config_schema.as_ref().map(from_struct);
+    Schema::new(id(&model.name), &root.unwrap_or_default())
+}
+
+fn page(model: &Model) -> String {
+    let schema = schema(model);
+    let rows = schema
+        .fields
+        .iter()
+        .filter(|it| it.has_flag())
+        .map(|field| {
+            let kind = match &field.kind {
+                Kind::Choice(choices) => choices.join("|"),
+                Kind::Empty | Kind::Section { .. } => "{}".to_owned(),
+                kind => kind.name().to_lowercase(),
+            };
+            let default = match &field.default {
+                Some(_) if field.kind == Kind::Empty => "chosen".to_owned(),
+                Some(default) => plain(default),
+                None if field.required => "required".to_owned(),
+                None => String::new(),
+            };
+            let description = field.description.split("\n\n").next();
+            vec![
+                field.path.clone(),
+                kind,
+                default,
+                description.unwrap_or_default().to_owned(),
+            ]
+        });
+    let mut text = format!(
+        "{:14}{}\n{:14}{}\n{:14}{}\n{:14}{:06x}\n\n",
+        "Name:",
+        id(&model.name),
+        "Description:",
+        model.description,
+        "PCI id:",
+        pci_id(model),
+        "Class:",
+        model.class_code,
+    );
+    text.push_str(&table(&["FIELD", "TYPE", "DEFAULT", "DESCRIPTION"], rows));
+    text
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{output::to_struct, schema::tests::document};
+
+    pub(crate) fn card() -> Model {
+        Model {
+            name: "models/e1000".into(),
+            description: "Intel 82540EM Gigabit Ethernet".into(),
+            vendor_id: 0x8086,
+            device_id: 0x100e,
+            class_code: 0x02_0000,
+            config_schema: document().as_object().map(to_struct),
+        }
+    }
+
+    #[test]
+    fn a_list_has_the_pci_ids() {
+        assert_eq!(
+            list(&[card()]),
+            "\
+NAME    PCI-ID      CLASS    DESCRIPTION
+e1000   8086:100e   020000   Intel 82540EM Gigabit Ethernet
+"
+        );
+    }
+
+    #[test]
+    fn a_page_has_the_fields() {
+        let page = page(&card());
+        assert!(
+            page.starts_with("Name:         e1000\nDescription:  Intel 82540EM"),
+            "{page}"
+        );
+        for line in [
+            "FIELD             TYPE             DEFAULT    DESCRIPTION",
+            "net.stream.mode   connect|listen   required   <none>",
+            "net.null          {}               chosen     Drops every frame.",
+            "queues            integer          4          Queues.",
+        ] {
+            assert!(page.lines().any(|it| it == line), "no `{line}` in\n{page}");
+        }
+    }
+}
