@@ -39,8 +39,15 @@ fn the_fixture_moves_data_both_ways() -> Result<()> {
         .arg("-device")
         .arg("e1000,netdev=net");
     let mut guest = netns.inside(|| builder.boot())?;
+    let device = traffic::pci_line(&mut guest, "eth0")?;
+    assert!(
+        device.ends_with("class 020000 8086:100e driver e1000"),
+        "{device}"
+    );
     traffic::configure(&mut guest, "eth0", "198.18.0.2/30")?;
     traffic::ping(&mut guest, "198.18.0.1".parse()?, 3)?;
+    let link = guest.sh("ethtool eth0")?;
+    assert!(link.contains("Speed: 1000Mb/s"), "{link}");
     traffic::to_host(&mut guest, &listener, 4)?;
     traffic::to_guest(&mut guest, &listener, 4)?;
     Ok(())

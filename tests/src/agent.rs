@@ -72,7 +72,7 @@ impl Agent {
             programs: programs.to_owned(),
             dir,
         };
-        let socket = agent.dir.path().join("agent.sock");
+        let socket = socket(agent.dir.path());
         let child = &mut agent.child;
         let served = command::wait_for("vfu-agent's socket", START_LIMIT, || {
             if let Some(status) = child.try_wait()? {
@@ -161,13 +161,24 @@ impl Agent {
         command::tail(&self.dir.path().join("agent.log"), 30)
     }
 
+    /// Ends the agent as an operator does; that it leaves its socket behind or does not end is an error.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()?;
+        let socket = socket(self.dir.path());
+        if socket.exists() {
+            bail!("vfu-agent left {}", socket.display());
+        }
+        Ok(())
+    }
+
     fn end(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_none() {
             // It is not reaped yet, so the number is still its own.
             terminate(self.child.id(), Signal::SIGTERM);
             let child = &mut self.child;
-            let ended =
-                command::wait_for("the end of vfu-agent", STOP_LIMIT, || Ok(child.try_wait()?));
+            let ended = command::wait_to_the_end("the end of vfu-agent", STOP_LIMIT, || {
+                Ok(child.try_wait()?)
+            });
             if let Err(error) = ended {
                 self.child.kill()?;
                 self.child.wait()?;
@@ -197,8 +208,12 @@ fn terminate(pid: u32, signal: Signal) {
     }
 }
 
+fn socket(dir: &Path) -> PathBuf {
+    dir.join("agent.sock")
+}
+
 fn endpoint(dir: &Path) -> String {
-    format!("unix://{}", dir.join("agent.sock").display())
+    format!("unix://{}", socket(dir).display())
 }
 
 /// The folder of the programs: `$VFU_BIN_DIR`, else where cargo puts them: a test's executable is in `deps` beside

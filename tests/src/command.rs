@@ -47,15 +47,26 @@ pub fn find(program: &str) -> Option<std::path::PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Asks `condition` until it has an answer; says `what` was awaited when `limit` is over.
+/// Asks `condition` until it has an answer; says `what` was awaited when `limit` is over. An interruption ends it.
 pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    wait_to_the_end(what, limit, || {
+        check_interrupted()?;
+        condition()
+    })
+}
+
+/// The same, but for cleaning up: an interruption does not end it.
+pub fn wait_to_the_end<T>(
     what: &str,
     limit: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
-        check_interrupted()?;
         if let Some(answer) = condition()? {
             return Ok(answer);
         }

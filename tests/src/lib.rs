@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cache;
 pub mod command;
+pub mod device;
 pub mod guest;
 pub mod image;
 pub mod netns;
@@ -14,6 +15,7 @@ pub mod require;
 pub mod traffic;
 
 pub use agent::Agent;
+pub use device::Device;
 pub use guest::Guest;
 pub use image::Image;
 pub use netns::Netns;

@@ -30,6 +30,15 @@ pub struct Transfer {
     pub time: Duration,
 }
 
+/// The PCI device behind the guest's interface as lspci has it, and the driver that is bound to it.
+pub fn pci_line(guest: &mut Guest, interface: &str) -> Result<String> {
+    let line = guest.sh(&format!(
+        "cd /sys/class/net/{interface}/device && read vendor <vendor && read device <device && read class <class &&
+         echo $(basename $(pwd -P)) class ${{class#0x}} ${{vendor#0x}}:${{device#0x}} driver $(basename $(readlink driver))"
+    ))?;
+    Ok(line.trim().to_owned())
+}
+
 /// Gives the guest's interface an address and waits until its link is up.
 pub fn configure(guest: &mut Guest, interface: &str, address: &str) -> Result<()> {
     guest.sh(&format!(

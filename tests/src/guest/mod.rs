@@ -28,6 +28,9 @@ use qmp::Qmp;
 /// How long a boot may take: seconds on an idle machine, many more on one that also compiles.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// How long QEMU may take to end in order.
+const QUIT_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long a command in the guest may take, unless told otherwise.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -219,6 +222,15 @@ impl Guest {
             .context("QEMU's monitor is not connected")?;
         qmp.execute(command, arguments)
             .map_err(|error| self.explain(error))
+    }
+
+    /// Ends QEMU in order, as an operator does who stops the machine without asking the guest.
+    pub fn quit(mut self) -> Result<()> {
+        self.qmp("quit", json!({}))?;
+        command::wait_for("the end of QEMU", QUIT_LIMIT, || {
+            Ok(self.child.try_wait()?)
+        })?;
+        Ok(())
     }
 
     /// Ends QEMU as a crash or the OOM killer does; its devices get no goodbye.

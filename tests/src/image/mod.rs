@@ -24,6 +24,15 @@ const RECIPE: &[u8] = b"1";
 const INIT: &[u8] = include_bytes!("init.sh");
 const MODULES: &[&str] = &["e1000"];
 const PACKAGES: &[&str] = &["linux-image-amd64/trixie", "busybox-static", "ethtool"];
+/// Files of those packages and where the guest has them: the shell, ethtool and its libraries.
+const FILES: &[(&str, &str)] = &[
+    ("usr/bin/busybox", "bin/busybox"),
+    ("usr/sbin/ethtool", "bin/ethtool"),
+    ("usr/lib64/ld-linux-x86-64.so.2", "lib/ld-linux-x86-64.so.2"),
+    ("usr/lib/x86_64-linux-gnu/libc.so.6", "lib/libc.so.6"),
+    ("usr/lib/x86_64-linux-gnu/libm.so.6", "lib/libm.so.6"),
+    ("usr/lib/x86_64-linux-gnu/libmnl.so.0", "lib/libmnl.so.0"),
+];
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -99,10 +108,14 @@ impl Plan {
         let named =
             |names: &[&'static str]| names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>();
         let system_key = cache::key(suites.into_iter().chain(named(&packages)));
+        let files = FILES
+            .iter()
+            .flat_map(|(from, to)| [from.as_bytes(), to.as_bytes()]);
         let guest_key = cache::key(
             [RECIPE, system_key.as_bytes(), INIT]
                 .into_iter()
-                .chain(named(MODULES)),
+                .chain(named(MODULES))
+                .chain(files),
         );
         Ok(Self {
             cache: Cache::open()?,
@@ -169,22 +182,10 @@ impl Plan {
         archive.symlink("lib64", "lib");
         archive.symlink("sbin", "bin");
         archive.file("init", INIT);
-        let mut copy = |from: &str, to: &str| -> Result<()> {
-            let path = root.join("usr").join(from);
-            archive.file(
-                to,
-                &fs::read(&path).with_context(|| format!("read {}", path.display()))?,
-            );
-            Ok(())
-        };
-        copy("bin/busybox", "bin/busybox")?;
-        copy("sbin/ethtool", "bin/ethtool")?;
-        copy("lib64/ld-linux-x86-64.so.2", "lib/ld-linux-x86-64.so.2")?;
-        for library in ["libc.so.6", "libmnl.so.0"] {
-            copy(
-                &format!("lib/x86_64-linux-gnu/{library}"),
-                &format!("lib/{library}"),
-            )?;
+        for (from, to) in FILES {
+            let path = root.join(from);
+            let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            archive.file(to, &content);
         }
         // Numbered, because the guest loads them in the order of their names.
         for (number, module) in modules::closure(&tree, MODULES, &busybox)?

@@ -1,2 +1,99 @@
-//! To be written.
-fn main() {}
+//! `cargo xtask`: what cargo alone can't do, each with all its set-up.
+
+mod check;
+mod demo;
+mod setup;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
+use std::sync::atomic::Ordering;
+
+/// Set-up, demonstration and tests of vfu
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// The main job from end to end: a Linux guest uses an e1000 that vfuctl created (needs root)
+    Demo,
+    /// Every check and test, with all that they need
+    Test,
+    /// Only the set-up: a QEMU and a guest in the cache folder, missing programs on the host
+    Setup,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Demo => demo::run(),
+        Task::Test => check::run(),
+        Task::Setup => setup::run().map(|_| ()),
+    }
+}
+
+/// From here on Ctrl-C and SIGTERM let every wait fail, so that the fixtures are dropped and clean up. The second one
+/// ends the program at once. To be called while there is one thread: the others inherit the mask.
+fn stop_by_signal() -> Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block()?;
+    thread::spawn(move || {
+        while signals.wait().is_ok() {
+            if tests::command::INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\ninterrupted: cleaning up");
+        }
+    });
+    Ok(())
+}
+
+/// The workspace's folder.
+fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(here
+        .ancestors()
+        .nth(2)
+        .context("the workspace around tests/xtask")?
+        .to_owned())
+}
+
+/// The cargo that runs this program.
+fn cargo() -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()?);
+    Ok(command)
+}
+
+/// Runs a step whose output the user sees.
+fn step(command: &mut Command) -> Result<()> {
+    let started = Instant::now();
+    let status = command
+        .status()
+        .with_context(|| format!("start {command:?}"))?;
+    if !status.success() {
+        bail!("{}: {status}", shown(command));
+    }
+    eprintln!("({:.0} s)", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// A command as a person types it.
+fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,309 @@
+//! `vfu-device` under a third-party client: the crate `vfio_user`, which cloud-hypervisor uses.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{
+            fs::FileExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    eventfd::{EfdFlags, EventFd},
+    memfd::{MFdFlags, memfd_create},
+};
+use tests::{Device, agent::programs};
+use vfio_user::Client;
+
+const BAR0: u32 = 0;
+const CONFIG: u32 = 7;
+const MEMORY_BYTES: u64 = 1 << 20;
+const TX_RING: u64 = 0x1000;
+const RX_RING: u64 = 0x2000;
+const TX_BUFFER: u64 = 0x4000;
+const RX_BUFFER: u64 = 0x8000;
+
+/// A driver for the e1000 with a page of rings, by the offsets of Intel's manual.
+struct Driver {
+    client: Client,
+    memory: File,
+    interrupt: EventFd,
+}
+
+impl Driver {
+    /// Connects, maps memory, enables the function and its interrupt.
+    fn connect(device: &Device) -> Self {
+        let mut client = Client::new(&device.socket()).unwrap();
+        let memory: OwnedFd = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
+        let memory = File::from(memory);
+        memory.set_len(MEMORY_BYTES).unwrap();
+        client.dma_map(0, 0, MEMORY_BYTES, memory.as_raw_fd()).unwrap();
+        let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        // DATA_EVENTFD | ACTION_TRIGGER on INTx.
+        client.set_irqs(0, 0x24, 0, 1, &[interrupt.as_fd().as_raw_fd()]).unwrap();
+        // I/O, memory, bus master.
+        client.region_write(CONFIG, 4, &7u16.to_le_bytes()).unwrap();
+        Self { client, memory, interrupt }
+    }
+
+    fn read(&mut self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.client.region_read(BAR0, offset, &mut data).unwrap();
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        self.client.region_write(BAR0, offset, &value.to_le_bytes()).unwrap();
+    }
+
+    fn wait_interrupt(&mut self) -> u32 {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.interrupt.read().is_err() {
+            assert!(Instant::now() < deadline, "no interrupt");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let cause = self.read(0xc0);
+        // DATA_NONE | ACTION_UNMASK, as a VMM does at the end of the interrupt.
+        self.client.set_irqs(0, 0x11, 0, 1, &[]).unwrap();
+        cause
+    }
+
+    /// Both rings with 8 descriptors, promiscuous, interrupts for what is sent and received.
+    fn open(&mut self) {
+        for index in 0..8 {
+            self.memory.write_all_at(&descriptor(RX_BUFFER + index * 2048, 0), RX_RING + index * 16).unwrap();
+        }
+        self.write(0x3800, TX_RING as u32);
+        self.write(0x3808, 128);
+        self.write(0x2800, RX_RING as u32);
+        self.write(0x2808, 128);
+        self.write(0x2818, 7);
+        self.write(0xd0, 0x81);
+        self.write(0x400, 0x2);
+        self.write(0x100, 0x0400_801a);
+    }
+
+    fn send(&mut self, index: u64, frame: &[u8]) {
+        self.memory.write_all_at(frame, TX_BUFFER).unwrap();
+        // EOP, IFCS, RS.
+        let command = 0x0b00_0000 | frame.len() as u64;
+        self.memory.write_all_at(&descriptor(TX_BUFFER, command), TX_RING + index * 16).unwrap();
+        self.write(0x3818, (index + 1) as u32 % 8);
+    }
+
+    fn received(&mut self, index: u64) -> Option<Vec<u8>> {
+        let mut descriptor = [0; 16];
+        self.memory.read_exact_at(&mut descriptor, RX_RING + index * 16).unwrap();
+        // DD and EOP.
+        (descriptor[12] & 3 == 3).then(|| {
+            let mut frame = vec![0; usize::from(u16::from_le_bytes([descriptor[8], descriptor[9]]))];
+            self.memory.read_exact_at(&mut frame, RX_BUFFER + index * 2048).unwrap();
+            frame
+        })
+    }
+}
+
+fn descriptor(address: u64, rest: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&address.to_le_bytes());
+    bytes[8..].copy_from_slice(&rest.to_le_bytes());
+    bytes
+}
+
+/// An e1000 and the peer at the other end of its `stream` backend.
+fn e1000_with_peer() -> (Device, UnixStream) {
+    let dir = Device::dir().unwrap();
+    let path = dir.path().join("peer.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let config = format!(
+        r#"{{"mac":"52:54:00:12:34:56","net":{{"stream":{{"path":"{}","mode":"connect"}}}}}}"#,
+        path.display()
+    );
+    let device = Device::start(dir, "e1000", &config).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    (device, peer)
+}
+
+fn read_frame(peer: &mut UnixStream) -> Vec<u8> {
+    let mut len = [0; 4];
+    peer.read_exact(&mut len).unwrap();
+    let mut frame = vec![0; u32::from_be_bytes(len) as usize];
+    peer.read_exact(&mut frame).unwrap();
+    frame
+}
+
+fn write_frame(peer: &mut UnixStream, frame: &[u8]) {
+    peer.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
+    peer.write_all(frame).unwrap();
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    let mut frame = vec![0xff; 12];
+    frame.extend([0x88, 0xb5]);
+    frame.extend((14..len).map(|i| (i * 7 + len) as u8));
+    frame
+}
+
+/// One frame each way, both announced by interrupts.
+fn exchange(driver: &mut Driver, peer: &mut UnixStream) {
+    driver.open();
+    let sent = frame(300);
+    driver.send(0, &sent);
+    assert_eq!(driver.wait_interrupt() & 0x1, 1, "TXDW");
+    assert_eq!(read_frame(peer), sent);
+    let received = frame(1000);
+    write_frame(peer, &received);
+    assert_eq!(driver.wait_interrupt() & 0x80, 0x80, "RXT0");
+    assert_eq!(driver.received(0).unwrap(), received);
+}
+
+#[test]
+fn info_regions_and_configuration_space() {
+    let (device, _peer) = e1000_with_peer();
+    let mut client = Client::new(&device.socket()).unwrap();
+    let sizes: Vec<u64> = (0..9).map(|index| client.region(index).unwrap().size).collect();
+    assert_eq!(sizes, [128 << 10, 64, 0, 0, 0, 0, 0, 256, 0]);
+    let intx = client.get_irq_info(0).unwrap();
+    assert_eq!((intx.count, intx.flags), (1, 7));
+    assert_eq!(client.get_irq_info(2).unwrap().count, 0);
+    let mut config = [0; 256];
+    client.region_read(CONFIG, 0, &mut config).unwrap();
+    assert_eq!(config[..4], [0x86, 0x80, 0x0e, 0x10]);
+    assert_eq!(config[0x3d], 1, "INTA#");
+    for at in 0..256 {
+        let mut byte = [0];
+        client.region_read(CONFIG, at, &mut byte).unwrap();
+        assert_eq!(byte[0], config[at as usize], "whole and in pieces");
+    }
+    client.region_write(CONFIG, 0x10, &[0xff; 4]).unwrap();
+    let mut bar = [0; 4];
+    client.region_read(CONFIG, 0x10, &mut bar).unwrap();
+    assert_eq!(u32::from_le_bytes(bar), 0xfffe_0000);
+}
+
+#[test]
+fn a_frame_each_way_reset_and_reconnect() {
+    let (device, mut peer) = e1000_with_peer();
+    let mut driver = Driver::connect(&device);
+    assert_eq!(driver.read(0x8) & 2, 2, "STATUS: link up");
+    exchange(&mut driver, &mut peer);
+    driver.client.reset().unwrap();
+    assert_eq!(driver.read(0x3818), 0, "TDT after DEVICE_RESET");
+    driver.client.region_write(CONFIG, 4, &7u16.to_le_bytes()).unwrap();
+    exchange(&mut driver, &mut peer);
+    // The client vanishes, and the next one finds the device as after power-on.
+    drop(driver);
+    let mut driver = Driver::connect(&device);
+    assert_eq!(driver.read(0x3818), 0);
+    exchange(&mut driver, &mut peer);
+    assert!(device.stop().unwrap().success());
+}
+
+#[test]
+fn frames_of_every_length_pass_unchanged() {
+    let (device, mut peer) = e1000_with_peer();
+    let mut driver = Driver::connect(&device);
+    driver.open();
+    for (count, len) in (60..=1514).enumerate() {
+        let index = count as u64 % 8;
+        let sent = frame(len);
+        driver.send(index, &sent);
+        assert_eq!(read_frame(&mut peer), sent);
+        write_frame(&mut peer, &sent);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while driver.received(index).is_none() {
+            assert!(Instant::now() < deadline, "frame of {len} bytes");
+        }
+        assert_eq!(driver.received(index).unwrap(), sent);
+        let again = descriptor(RX_BUFFER + index * 2048, 0);
+        driver.memory.write_all_at(&again, RX_RING + index * 16).unwrap();
+        driver.write(0x2818, index as u32);
+    }
+}
+
+#[test]
+fn a_second_client_is_closed_at_once_and_the_first_goes_on() {
+    let (device, mut peer) = e1000_with_peer();
+    let mut driver = Driver::connect(&device);
+    assert!(Client::new(&device.socket()).is_err());
+    exchange(&mut driver, &mut peer);
+    assert!(device.log().contains("a second client was closed"));
+}
+
+#[test]
+fn a_client_that_sends_garbage_costs_only_its_session() {
+    let (device, mut peer) = e1000_with_peer();
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[0xff; 4096], b"\x01\0\x01\0\x10"] {
+        let mut stream = UnixStream::connect(device.socket()).unwrap();
+        // The device may have closed already.
+        let _ = stream.write_all(garbage);
+    }
+    // The last one said nothing wrong and left; a new client is not told that the device is busy for long.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Client::new(&device.socket()).is_err() {
+        assert!(Instant::now() < deadline);
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    let mut driver = Driver::connect(&device);
+    exchange(&mut driver, &mut peer);
+    assert!(device.stop().unwrap().success());
+}
+
+#[test]
+fn a_silent_client_is_closed_after_five_seconds() {
+    let (device, _peer) = e1000_with_peer();
+    let mut silent = UnixStream::connect(device.socket()).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    Client::new(&device.socket()).unwrap();
+}
+
+#[test]
+fn bad_starts_name_the_field_and_exit_by_kind() {
+    let dir = Device::dir().unwrap();
+    let socket = dir.path().join("s.sock");
+    let start = |model: &str, config: &str| {
+        let output = Command::new(programs().unwrap().join("vfu-device"))
+            .args([model, "--socket-path"])
+            .arg(&socket)
+            .args(["--config", config])
+            .output()
+            .unwrap();
+        assert!(!socket.exists(), "{config}: the socket was left behind");
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (model, config, code, says) in [
+        ("e1001", "{}", 78, "e1001"),
+        ("e1000", "{", 78, "JSON"),
+        ("e1000", r#"{"mac":"01:00:00:00:00:01"}"#, 78, "mac"),
+        ("e1000", r#"{"mac":7}"#, 78, "mac"),
+        ("e1000", r#"{"colour":1}"#, 78, "colour"),
+        ("e1000", r#"{"net":{"tap":{"ifname":"sixteen-bytes-xx"}}}"#, 78, "ifname"),
+        ("e1000", r#"{"net":{"tap":{"netns":"/run/netns/absent"}}}"#, 73, "/run/netns/absent"),
+        ("e1000", r#"{"net":{"tap":{"bridge":"absent0"}}}"#, 73, "absent0"),
+        ("e1000", "@/absent/file", 78, "/absent/file"),
+    ] {
+        let (actual, stderr) = start(model, config);
+        assert_eq!(actual, code, "{config}: {stderr}");
+        assert!(stderr.contains(says), "{config}: {stderr}");
+    }
+}
+
+#[test]
+fn the_catalogue_describes_the_models() {
+    let output = Command::new(programs().unwrap().join("vfu-device")).args(["models", "--json"]).output().unwrap();
+    let catalogue: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let e1000 = &catalogue["models"][0];
+    assert_eq!(e1000["name"], "e1000");
+    assert_eq!(e1000["vendor_id"], 0x8086);
+    assert_eq!(e1000["device_id"], 0x100e);
+    assert_eq!(e1000["config_schema"]["additionalProperties"], false);
+    assert!(e1000["config_schema"]["properties"]["mac"]["description"].is_string());
+}

@@ -1,0 +1,46 @@
+//! Set-up: what the demo and the tests need and the host lacks. A second run finds everything and does nothing.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use tests::cache::Cache;
+use tests::command::{self, run as run_command};
+use tests::{Image, require};
+
+/// Makes everything.
+pub(crate) fn run() -> Result<Image> {
+    program("ip", "iproute2")?;
+    let image = Image::prepare()?;
+    eprintln!("setup: ready in {}", Cache::open()?.dir().display());
+    Ok(image)
+}
+
+/// Installs the package when the program is missing.
+fn program(name: &str, package: &str) -> Result<()> {
+    if command::find(name).is_some() {
+        return Ok(());
+    }
+    if !require::is_root() {
+        bail!(
+            "no program {name}: install the package {package}, or run this as root, which does it"
+        );
+    }
+    eprintln!("setup: installing {package}");
+    let apt = |args: &[&str]| {
+        run_command(
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(args),
+        )
+    };
+    let install = ["--yes", "--no-install-recommends", "install", package];
+    // Most often the indices are there. An update may fail for an archive that has nothing to do with this.
+    if apt(&install).is_err() {
+        let updated = apt(&["update"]);
+        apt(&install).with_context(|| match updated {
+            Ok(_) => format!("install {package}"),
+            Err(error) => format!("install {package}, after {error:#}"),
+        })?;
+    }
+    Ok(())
+}
