@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 
-use tests::{Guest, Netns, require, traffic};
+use tests::peer::FRAME_LENGTHS;
+use tests::{Guest, Netns, Peer, require, traffic};
 
 /// QEMU's own e1000 needs nothing of ours: this judges the fixture.
 #[test]
@@ -51,4 +53,23 @@ fn the_fixture_moves_data_both_ways() -> Result<()> {
     traffic::to_host(&mut guest, &listener, 4)?;
     traffic::to_guest(&mut guest, &listener, 4)?;
     Ok(())
+}
+
+/// The same for a station that the test plays.
+#[test]
+fn the_fixture_echoes_frames_of_every_length() -> Result<()> {
+    require!(Qemu);
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("wire.sock");
+    let listener = UnixListener::bind(&path)?;
+    let mut guest = Guest::builder()
+        .arg("-netdev")
+        .arg(format!(
+            "stream,id=net,server=off,addr.type=unix,addr.path={}",
+            path.display()
+        ))
+        .arg("-device")
+        .arg("e1000,netdev=net")
+        .boot()?;
+    Peer::accept(&listener)?.echo(&mut guest, "eth0", FRAME_LENGTHS)
 }

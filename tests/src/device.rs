@@ -28,7 +28,10 @@ pub struct Device {
 impl Device {
     /// A folder for a device, and for the sockets of what is behind it.
     pub fn dir() -> Result<TempDir> {
-        tempfile::Builder::new().prefix("vfu-").tempdir().context("make a folder")
+        tempfile::Builder::new()
+            .prefix("vfu-")
+            .tempdir()
+            .context("make a folder")
     }
 
     /// Serves `model` in `dir`, and waits until it listens.

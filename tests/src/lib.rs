@@ -2,7 +2,8 @@
 //!
 //! [`Image`] is the QEMU and the Linux guest that set-up leaves in the cache, [`Guest`] a running one, [`Netns`] a
 //! network of its own on the host, [`Agent`] a running `vfu-agent` with its directories, [`traffic`] what goes over the
-//! wire. Every wait has a deadline, every fixture cleans up in `Drop`, every error carries the logs that explain it.
+//! wire, [`Peer`] a station at its other end. Every wait has a deadline, every fixture cleans up in `Drop`, every error
+//! carries the logs that explain it.
 
 pub mod agent;
 pub mod cache;
@@ -11,6 +12,7 @@ pub mod device;
 pub mod guest;
 pub mod image;
 pub mod netns;
+pub mod peer;
 pub mod require;
 pub mod traffic;
 
@@ -19,3 +21,4 @@ pub use device::Device;
 pub use guest::Guest;
 pub use image::Image;
 pub use netns::Netns;
+pub use peer::Peer;

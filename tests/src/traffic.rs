@@ -89,7 +89,7 @@ pub fn to_host(guest: &mut Guest, listener: &TcpListener, mebibytes: u32) -> Res
 /// Sends pseudo-random bytes from the listener to the guest.
 pub fn to_guest(guest: &mut Guest, listener: &TcpListener, mebibytes: u32) -> Result<Transfer> {
     let address = listener.local_addr()?;
-    let data = noise((mebibytes as usize) << 20);
+    let data = noise(1, (mebibytes as usize) << 20);
     let started = Instant::now();
     let script = format!(
         "nc {} {} </dev/null >/tmp/received",
@@ -232,9 +232,9 @@ fn compare(sent: &str, received: &str) -> Result<()> {
     Ok(())
 }
 
-/// Bytes without a pattern, the same ones each time (xorshift).
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+/// Bytes without a pattern (xorshift), the same ones for the same seed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
     let words = std::iter::repeat_with(|| {
         state ^= state << 13;
         state ^= state >> 7;

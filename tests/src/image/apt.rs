@@ -61,6 +61,27 @@ impl Apt {
         }
         // An empty status file: nothing counts as installed, so everything that is depended on comes along.
         fs::write(work.join("status"), "")?;
+        let work_dir = work.display();
+        // Read last (`-c`), so that what the host configured for itself, but for proxies and the like, gives way.
+        let configuration = format!(
+            r#"Dir::State "{work_dir}";
+Dir::State::status "{work_dir}/status";
+Dir::State::Lists "{work_dir}/lists";
+Dir::Cache "{work_dir}/cache";
+Dir::Etc::SourceList "/dev/null";
+Dir::Etc::SourceParts "{work_dir}/sources";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "{work_dir}/preferences";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+Acquire::Retries "3";
+"#
+        );
+        fs::write(work.join("apt.conf"), configuration)?;
         Ok(Self {
             work: work.to_owned(),
         })
@@ -72,26 +93,11 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let mut set = |key: &str, value: &str| {
-            command.arg("-o").arg(format!("{key}={value}"));
-        };
-        let inside = |path: &str| self.work.join(path).display().to_string();
-        set("Dir::State", &inside("."));
-        set("Dir::State::status", &inside("status"));
-        set("Dir::State::Lists", &inside("lists"));
-        set("Dir::Cache", &inside("cache"));
-        set("Dir::Etc::SourceList", "/dev/null");
-        set("Dir::Etc::SourceParts", &inside("sources"));
-        set("Dir::Etc::Preferences", "/dev/null");
-        set("Dir::Etc::PreferencesParts", &inside("preferences"));
-        set("APT::Architecture", "amd64");
-        set("APT::Architectures", "amd64");
-        set("APT::Install-Recommends", "false");
-        set("APT::Sandbox::User", "root");
-        set("Acquire::Languages", "none");
-        set("Acquire::Retries", "3");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command.env("LC_ALL", "C");
+        command
+            .arg("-c")
+            .arg(self.work.join("apt.conf"))
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C");
         command
     }
 
@@ -110,7 +116,7 @@ impl Apt {
             );
             fs::write(self.work.join("sources/vfu.sources"), source)?;
             let mut update = self.command("apt-get");
-            update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
+            update.arg("update");
             match run(&mut update) {
                 Ok(_) => return Ok(()),
                 Err(error) => failures.push_str(&format!("\n{error:#}")),
