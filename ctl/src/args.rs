@@ -249,7 +249,11 @@ impl Early {
             if text == "--" {
                 break;
             }
-            let flag = text.split('=').next().unwrap_or_default();
+            let flag = match text.starts_with("--") {
+                true => text.split('=').next().unwrap_or_default(),
+                // A short flag's value may stick to it, as in `-ojson`.
+                false => text.get(..2).unwrap_or(text),
+            };
             if text.starts_with('-') && text != "-" {
                 let ours =
                     known.iter().any(|arg| is(arg, flag)) || ["-h", "--help"].contains(&flag);
@@ -314,7 +318,7 @@ mod tests {
     #[test]
     fn model_and_agent_are_found_among_unknown_flags() {
         let early = early(
-            "vfuctl -o json create --label a=b e1000 nic0 --net.tap.ifname vfu0 --endpoint unix:///x.sock --timeout=5",
+            "vfuctl -o json create -oyaml --label a=b e1000 nic0 --net.tap.ifname vfu0 --endpoint unix:///x.sock --timeout=5",
         )
         .unwrap();
         assert_eq!(early.model, "e1000");

@@ -4,7 +4,10 @@
 //! net.tap.ifname=vfu0`; both end as an [`Assignment`]. Assignments are laid over what `--config` gives. Two of them that
 //! can't both hold are an error that names both: the order on a command line should not decide what a device is.
 
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command,
+    builder::{PossibleValue, PossibleValuesParser},
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -44,7 +47,13 @@ fn flag(field: &Field) -> Arg {
     let kind = field.kind.clone();
     let arg = Arg::new(id(&field.path)).long(field.path.clone());
     let arg = match &field.kind {
-        Kind::Choice(choices) => arg.value_parser(PossibleValuesParser::new(choices)),
+        Kind::Choice(choices) => {
+            let values = choices.iter().map(|it| match it.description.as_str() {
+                "" => PossibleValue::new(it.name.clone()),
+                description => PossibleValue::new(it.name.clone()).help(description.to_owned()),
+            });
+            arg.value_parser(PossibleValuesParser::new(values))
+        }
         Kind::Empty | Kind::Section { .. } => arg.action(ArgAction::SetTrue),
         _ => arg.value_parser(move |text: &str| kind.parse(text).map(|_| text.to_owned())),
     };

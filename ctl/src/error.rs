@@ -1,6 +1,11 @@
 //! What can go wrong, as people and scripts see it: lines on standard error and an exit code by kind of failure.
 
-use std::{io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -107,7 +112,7 @@ impl Error {
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = match self {
             Self::Several(errors) => return errors.iter().flat_map(Self::lines).collect(),
-            error => vec![format!("vfuctl: {}", one_line(&error.to_string()))],
+            error => vec![format!("vfuctl: {}", indented(&error.to_string()))],
         };
         if let Self::Refused { status } = self {
             if status.message().is_empty() {
@@ -116,7 +121,7 @@ impl Error {
             lines.extend(
                 details(status)
                     .iter()
-                    .map(|it| format!("  {}", one_line(it))),
+                    .map(|it| format!("  {}", indented(it))),
             );
         }
         lines
@@ -135,9 +140,10 @@ impl Error {
                 return ExitCode::SUCCESS;
             }
             error => {
-                for line in error.lines() {
-                    eprintln!("{line}");
-                }
+                let mut lines = error.lines().join("\n");
+                lines.push('\n');
+                // Nobody is left to hear that standard error is closed.
+                let _ = io::stderr().write_all(lines.as_bytes());
             }
         }
         ExitCode::from(self.exit_code())
@@ -221,8 +227,14 @@ fn hint(field: &str) -> Option<String> {
     Some(flag.to_owned())
 }
 
-fn one_line(text: &str) -> String {
-    text.trim_end().replace('\n', "\n  ")
+fn indented(text: &str) -> String {
+    printable(text.trim_end()).replace('\n', "\n  ")
+}
+
+/// `text` without what a terminal would obey: parts of it come from guests' and other users' programs.
+pub(crate) fn printable(text: &str) -> String {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    text.replace(obeyed, "\u{fffd}")
 }
 
 #[cfg(test)]
@@ -314,6 +326,12 @@ mod tests {
             error.lines(),
             ["vfuctl: tap vfu0: in use", "  /dev/net/tun: busy"]
         );
+    }
+
+    #[test]
+    fn a_terminal_is_not_told_what_to_do() {
+        let error = Error::from(Status::new(Code::Internal, "it said:\n\u{1b}[2J\r"));
+        assert_eq!(error.lines(), ["vfuctl: it said:\n  \u{fffd}[2J"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod output;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod yaml;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
@@ -48,11 +49,13 @@ async fn run(words: &[OsString], sink: &mut dyn Write) -> Result<(), Error> {
         format: globals.output,
         sink,
     };
+    let output = &mut output;
+    let client = Client::connect(&globals.endpoint, globals.timeout).await;
     if let Command::Version(_) = command {
-        return cmd::version::run(&globals, &mut output).await;
+        // It has something to say even without an agent.
+        return cmd::version::run(client, output).await;
     }
-    let client = Client::connect(&globals.endpoint, globals.timeout).await?;
-    let (client, output) = (&client, &mut output);
+    let client = &client?;
     match command {
         Command::Create(args) => {
             let schema = schema.unwrap_or_default();

@@ -12,7 +12,10 @@ use prost_reflect::{DescriptorPool, DynamicMessage};
 use proto::v1::{Client, Device};
 use serde_json::{Number, Value, json};
 
-use crate::error::Error;
+use crate::{
+    error::{Error, printable},
+    yaml,
+};
 
 /// What stands where there is nothing, as in kubectl's tables.
 const NONE: &str = "<none>";
@@ -55,7 +58,7 @@ impl Output<'_> {
     /// Writes `value` as YAML or, for every other format, as JSON.
     pub(crate) fn value(&mut self, value: &Value) -> Result<(), Error> {
         let text = match self.format() {
-            Format::Yaml => serde_yaml_ng::to_string(value).map_err(nonsense)?,
+            Format::Yaml => yaml::document(value),
             _ => format!("{value:#}\n"),
         };
         self.text(&text)
@@ -231,8 +234,12 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     let head = head.iter().map(|it| (*it).to_owned()).collect();
     let mut lines: Vec<Vec<String>> = vec![head];
     lines.extend(rows);
-    for cell in lines.iter_mut().flatten().filter(|cell| cell.is_empty()) {
-        NONE.clone_into(cell);
+    for cell in lines.iter_mut().flatten() {
+        *cell = match cell.is_empty() {
+            true => NONE.to_owned(),
+            // A client's executable can have any name.
+            false => printable(cell).replace('\n', " "),
+        };
     }
     let columns = lines[0].len();
     let width = |column: usize| {

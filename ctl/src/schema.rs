@@ -49,7 +49,7 @@ pub(crate) enum Kind {
     /// True or false.
     Boolean,
     /// One of these texts.
-    Choice(Vec<String>),
+    Choice(Vec<Choice>),
     /// Nothing: to name it is to choose it.
     Empty,
     /// An object whose fields are fields too. `bare`: it can be chosen by its name alone.
@@ -59,6 +59,15 @@ pub(crate) enum Kind {
     },
     /// JSON.
     Json,
+}
+
+/// A text that a field takes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Choice {
+    /// The text.
+    pub(crate) name: String,
+    /// What it means, in the words of the model; may be empty.
+    pub(crate) description: String,
 }
 
 /// A place where exactly one of several names is given.
@@ -117,8 +126,8 @@ impl Kind {
                 "false" => Ok(false.into()),
                 _ => bad("true or false"),
             },
-            Self::Choice(choices) if choices.iter().any(|it| it == text) => Ok(text.into()),
-            Self::Choice(choices) => bad(&format!("one of {}", choices.join(", "))),
+            Self::Choice(choices) if choices.iter().any(|it| it.name == text) => Ok(text.into()),
+            Self::Choice(choices) => bad(&format!("one of {}", names(choices).join(", "))),
             Self::Empty if text == "{}" => Ok(json!({})),
             Self::Empty => bad("{}: it takes no value"),
             Self::Section { .. } => match serde_json::from_str(text) {
@@ -175,6 +184,11 @@ impl Place {
             variant: false,
         }
     }
+}
+
+/// The texts that a field takes.
+pub(crate) fn names(choices: &[Choice]) -> Vec<&str> {
+    choices.iter().map(|it| it.name.as_str()).collect()
 }
 
 /// `name` below `path`.
@@ -375,13 +389,19 @@ fn types(node: &Map<String, Value>) -> Vec<&str> {
 }
 
 /// The texts that a node allows, when it allows only certain texts.
-fn texts(node: &Map<String, Value>) -> Option<Vec<String>> {
+fn texts(node: &Map<String, Value>) -> Option<Vec<Choice>> {
+    let choice = |value: &Value, description: &str| {
+        Some(Choice {
+            name: value.as_str()?.to_owned(),
+            description: paragraphs(description),
+        })
+    };
     if let Some(only) = node.get("const") {
-        return Some(vec![only.as_str()?.to_owned()]);
+        return Some(vec![choice(only, text(node, "description"))?]);
     }
     let values = node.get("enum")?.as_array()?;
     let values = values.iter().filter(|it| !it.is_null());
-    values.map(|it| Some(it.as_str()?.to_owned())).collect()
+    values.map(|it| choice(it, "")).collect()
 }
 
 fn variants(node: &Map<String, Value>) -> Option<&[Value]> {
@@ -483,6 +503,13 @@ pub(crate) mod tests {
         })
     }
 
+    fn choice(name: &str, description: &str) -> Choice {
+        Choice {
+            name: name.to_owned(),
+            description: description.to_owned(),
+        }
+    }
+
     fn kinds(schema: &Schema) -> Vec<(&str, &Kind)> {
         let fields = schema.fields.iter();
         fields.map(|it| (it.path.as_str(), &it.kind)).collect()
@@ -490,7 +517,7 @@ pub(crate) mod tests {
 
     #[test]
     fn every_field_is_found_with_its_kind() {
-        let modes = Kind::Choice(vec!["connect".into(), "listen".into()]);
+        let modes = Kind::Choice(vec![choice("connect", "Connects."), choice("listen", "")]);
         assert_eq!(
             kinds(&card()),
             [
@@ -551,7 +578,7 @@ pub(crate) mod tests {
                 {"type": "object", "properties": {"file": {"type": "object", "properties": {"path": {"type": "string"}}}}}
             ]}}}),
         );
-        let choice = Kind::Choice(vec!["memory".into(), "none".into()]);
+        let choice = Kind::Choice(vec![choice("memory", ""), choice("none", "")]);
         assert_eq!(
             kinds(&schema),
             [
@@ -609,7 +636,7 @@ pub(crate) mod tests {
             Kind::Integer.parse("many"),
             Err("`many` is not a whole number".into())
         );
-        let choice = Kind::Choice(vec!["connect".into(), "listen".into()]);
+        let choice = Kind::Choice(vec![choice("connect", ""), choice("listen", "")]);
         assert_eq!(
             choice.parse("call"),
             Err("`call` is not one of connect, listen".into())

@@ -9,7 +9,7 @@ use crate::{
     config::plain,
     error::Error,
     output::{Format, Output, from_struct, id, json, table},
-    schema::{Kind, Schema},
+    schema::{Kind, Schema, names},
 };
 
 /// Lists the models, or shows one.
@@ -92,7 +92,7 @@ fn page(model: &Model) -> String {
         .filter(|it| it.has_flag())
         .map(|field| {
             let kind = match &field.kind {
-                Kind::Choice(choices) => choices.join("|"),
+                Kind::Choice(choices) => names(choices).join("|"),
                 Kind::Empty | Kind::Section { .. } => "{}".to_owned(),
                 kind => kind.name().to_lowercase(),
             };

@@ -4,16 +4,18 @@ use proto::v1::{Agent, GetAgentRequest};
 use serde_json::json;
 
 use crate::{
-    args::Globals,
     client::Client,
     error::Error,
     output::{Format, Output, json},
 };
 
 /// Prints vfuctl's own version first: it is known even when there is no agent.
-pub(crate) async fn run(globals: &Globals, output: &mut Output<'_>) -> Result<(), Error> {
+pub(crate) async fn run(
+    client: Result<Client, Error>,
+    output: &mut Output<'_>,
+) -> Result<(), Error> {
     let version = env!("CARGO_PKG_VERSION");
-    let agent = agent(globals).await;
+    let agent = agent(client).await;
     match output.format() {
         Format::Json | Format::Yaml => {
             let mut value = json!({"client": {"version": version}});
@@ -33,8 +35,8 @@ pub(crate) async fn run(globals: &Globals, output: &mut Output<'_>) -> Result<()
     agent.map(|_| ())
 }
 
-async fn agent(globals: &Globals) -> Result<Agent, Error> {
-    let client = Client::connect(&globals.endpoint, globals.timeout).await?;
+async fn agent(client: Result<Client, Error>) -> Result<Agent, Error> {
+    let client = client?;
     let request = client.request(GetAgentRequest::default());
     client.answer(client.agent().get_agent(request)).await
 }
