@@ -79,7 +79,7 @@ pub enum Error {
     #[error("enter netns {}", path.display())]
     Netns { path: PathBuf, source: Errno },
 
-    #[error("socket path {} has {} bytes: choose one of 1 to 107", path.display(), path.as_os_str().len())]
+    #[error("socket path {path:?} has {} bytes: choose one of 1 to 107 bytes, none of them zero", path.as_os_str().len())]
     SocketPath { path: PathBuf },
     #[error("a server already listens on {}: stop it or choose another path", path.display())]
     SocketBusy { path: PathBuf },
@@ -97,7 +97,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The field of [`crate::Config`] that has to change, as a path with dots.
+    /// The field of [`crate::Config`] that has to change, as a path with dots; empty where no field is to blame.
     #[must_use]
     pub fn field(&self) -> &'static str {
         match self {

@@ -19,6 +19,7 @@ use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{
+            ffi::OsStrExt,
             fs::{FileTypeExt, MetadataExt},
             net::{UnixListener, UnixStream},
         },
@@ -81,7 +82,8 @@ struct Listener {
 impl Stream {
     pub(crate) fn open(config: &config::Stream) -> Result<Self, Error> {
         let path = config.path.clone();
-        if !(1..=PATH_BYTES).contains(&path.as_os_str().len()) {
+        let name = path.as_os_str().as_bytes();
+        if !(1..=PATH_BYTES).contains(&name.len()) || name.contains(&0) {
             return Err(Error::SocketPath { path });
         }
         let listener = match config.mode {
@@ -263,8 +265,9 @@ impl Backend for Stream {
         if peer.contains(EpollFlags::EPOLLOUT) {
             self.write();
         }
-        // A model that wants frames reads up to the end itself.
-        if peer.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) && !self.interest.receive {
+        // A model that wants frames reads up to the end itself, unless the next peer waits already.
+        let hung_up = peer.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+        if hung_up && (!self.interest.receive || !listener.is_empty()) {
             self.hang_up("hung up");
         }
         if self.retry_at.is_some_and(|retry_at| retry_at <= now) {

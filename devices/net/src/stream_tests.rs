@@ -285,6 +285,22 @@ fn a_second_peer_is_closed_and_the_first_stays() {
 }
 
 #[test]
+fn the_next_peer_can_come_before_the_end_of_the_last_was_read() {
+    let place = Place::new();
+    let (mut stream, mut first) = place.pair(Mode::Listen);
+    stream.wait_for(RECEIVE);
+    first.send(&frame(60, 1));
+    drop(first);
+    let mut second = place.join(&mut stream);
+    second.send(&frame(61, 2));
+    assert_eq!(receive(&mut stream, 100), frame(60, 1));
+    assert_eq!(receive(&mut stream, 100), frame(61, 2));
+    stream.send(&frame(62, 3), Offload::None).unwrap();
+    stream.flush();
+    assert_eq!(second.receive(), Some(frame(62, 3)));
+}
+
+#[test]
 fn a_socket_that_somebody_listens_on_is_in_use_and_a_stale_one_is_replaced() {
     let place = Place::new();
     let stream = place.open(Mode::Listen);
@@ -316,6 +332,7 @@ fn paths_that_cannot_be_are_refused() {
     for mode in [Mode::Listen, Mode::Connect] {
         for path in [
             PathBuf::new(),
+            directory.join("net\0sock"),
             directory.join("x".repeat(108 - directory.as_os_str().len() - 1)),
         ] {
             assert!(matches!(error(path, mode), Error::SocketPath { .. }));
