@@ -8,7 +8,7 @@ use crate::{Full, MAX_FRAME_BYTES};
 
 const PREFIX_BYTES: usize = 4;
 const RECORD_BYTES: usize = PREFIX_BYTES + MAX_FRAME_BYTES;
-const CAPACITY_BYTES: usize = 4 * RECORD_BYTES;
+const CAPACITY_BYTES: usize = 2 * RECORD_BYTES;
 
 /// Frames in order, perhaps with the beginning of one at the end.
 pub(crate) struct Queue {
