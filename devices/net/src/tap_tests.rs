@@ -2,7 +2,7 @@
 
 use std::{
     process::Command,
-    sync::mpsc,
+    sync::{Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -20,8 +20,12 @@ const RECEIVE: Interest = Interest {
     send: false,
 };
 
+/// A process that one test starts holds another's TAP open until it executes its program, so they take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Runs a test in a new network namespace; says aloud when this host can't.
 fn in_new_netns(test: impl FnOnce() + Send) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let able = File::options()
         .read(true)
         .write(true)
