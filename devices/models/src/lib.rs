@@ -1,1 +1,79 @@
-//! To be written.
+//! The catalogue of device models.
+//!
+//! A model is its folder, its line in [`CATALOGUE`], and its tests. Models know `pci` and their backends; they know no
+//! socket and no other model.
+
+pub mod e1000;
+mod error;
+
+use serde::Serialize;
+
+pub use error::{Error, Kind};
+
+/// A model, as `vfu-device models --json` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Model {
+    /// The name by which operators choose it.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub description: &'static str,
+    /// PCI Vendor ID.
+    pub vendor_id: u16,
+    /// PCI Device ID.
+    pub device_id: u16,
+    /// Base class, subclass and programming interface, 24 bits.
+    pub class_code: u32,
+    /// JSON Schema of the model's configuration.
+    #[serde(serialize_with = "write_schema", rename = "config_schema")]
+    config_schema: fn() -> schemars::Schema,
+    #[serde(skip)]
+    open: fn(serde_json::Value) -> Result<Box<dyn pci::Device>, Error>,
+}
+
+/// Intel 82540EM.
+pub(crate) const E1000: Model = Model {
+    name: "e1000",
+    description: "Intel 82540EM Gigabit Ethernet controller",
+    vendor_id: 0x8086,
+    device_id: 0x100e,
+    class_code: 0x02_0000,
+    config_schema: || schemars::schema_for!(e1000::Config),
+    open: |config| Ok(Box::new(e1000::open(error::parse(config)?)?)),
+};
+
+const CATALOGUE: &[Model] = &[E1000];
+
+/// Every model there is.
+#[must_use]
+pub fn catalogue() -> &'static [Model] {
+    CATALOGUE
+}
+
+/// Makes a device of the model, with its backend open.
+///
+/// # Errors
+/// [`Error`], which says which field of the configuration has to change and how.
+pub fn open(model: &str, config: serde_json::Value) -> Result<Box<dyn pci::Device>, Error> {
+    let found = CATALOGUE.iter().find(|known| known.name == model);
+    let found = found.ok_or_else(|| error::unknown_model(model, CATALOGUE))?;
+    (found.open)(config)
+}
+
+impl Model {
+    /// JSON Schema (draft 2020-12) of the model's configuration.
+    #[must_use]
+    pub fn config_schema(&self) -> serde_json::Value {
+        (self.config_schema)().to_value()
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a field by reference"
+)]
+fn write_schema<S: serde::Serializer>(
+    schema: &fn() -> schemars::Schema,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    schema().serialize(serializer)
+}

@@ -1,0 +1,43 @@
+//! The Internet checksum (RFC 1071).
+
+/// The one's complement sum of big-endian words; an odd last byte is the upper half of one.
+pub(super) fn sum(data: &[u8]) -> u16 {
+    // Words are summed as the host has them: the sum's bytes come out swapped, and nothing else changes (RFC 1071, 2.B).
+    let mut words = data.chunks_exact(4);
+    let mut sum = 0u64;
+    for word in &mut words {
+        sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    }
+    let mut last = [0; 4];
+    last[..words.remainder().len()].copy_from_slice(words.remainder());
+    sum += u64::from(u32::from_ne_bytes(last));
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    u16::from_be_bytes((sum as u16).to_ne_bytes())
+}
+
+/// One's complement addition.
+pub(super) fn add(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u16::from(carry)
+}
+
+/// Sums `frame[start..end]` and puts the checksum at `at`. Does nothing when that is not inside the frame.
+pub(super) fn insert(frame: &mut [u8], start: usize, end: usize, at: usize) {
+    let Some(covered) = frame.get(start..end).filter(|bytes| !bytes.is_empty()) else {
+        return;
+    };
+    let checksum = !sum(covered);
+    if let Some(field) = frame.get_mut(at..at + 2) {
+        field.copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// Adds a value to a 16-bit field, in one's complement. Does nothing when that is not inside the frame.
+pub(super) fn add_to_field(frame: &mut [u8], at: usize, value: u16) {
+    if let Some(field) = frame.get_mut(at..at + 2) {
+        let now = u16::from_be_bytes([field[0], field[1]]);
+        field.copy_from_slice(&add(now, value).to_be_bytes());
+    }
+}

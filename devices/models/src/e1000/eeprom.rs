@@ -1,0 +1,185 @@
+//! The EEPROM: 64 words behind a Microwire interface (sections 5.3 to 5.6, EECD and EERD).
+//!
+//! Software reaches it in two ways: EERD names a word and gets it, EECD drives the part's pins. The part on the pins is a
+//! 93C46: a start bit, two bits of operation, six of address, then data, each taken on the clock's rising edge while the
+//! part is selected. Writes take effect when the part is deselected.
+
+use super::spec::bits::{Eecd, Eerd};
+
+const WORDS: usize = 64;
+/// What all words sum up to, section 5.6.24.
+const CHECKSUM: u16 = 0xbaba;
+const CHECKSUM_WORD: usize = 0x3f;
+
+const START_AND_OPCODE_BITS: u32 = 3;
+const ADDRESS_BITS: u32 = 6;
+const COMMAND_BITS: u32 = START_AND_OPCODE_BITS + ADDRESS_BITS;
+const DATA_BITS: u32 = 16;
+
+/// The part and its pins.
+#[derive(Debug)]
+pub(super) struct Eeprom {
+    words: [u16; WORDS],
+    write_enabled: bool,
+    pins: Eecd,
+    /// Bits taken since the start bit, which counts.
+    taken: u32,
+    shift: u32,
+    /// What the part puts out on DO.
+    output: bool,
+}
+
+/// What a complete command asks of the part.
+enum Command {
+    Read(usize),
+    Write(usize),
+    Erase(usize),
+    WriteAll,
+    EraseAll,
+    WriteEnable,
+    WriteDisable,
+}
+
+impl Eeprom {
+    /// An EEPROM as it leaves the factory, with this MAC address.
+    pub(super) fn new(mac: [u8; 6]) -> Self {
+        let mut words = [0xffff; WORDS];
+        for (word, bytes) in words.iter_mut().zip(mac.chunks_exact(2)) {
+            *word = u16::from_le_bytes([bytes[0], bytes[1]]);
+        }
+        // Words 03h to 10h, sections 5.6.2 to 5.6.8: compatibility, ids as in configuration space, pause both ways.
+        words[0x03] = 0x0000;
+        words[0x0a] = 0x4408;
+        words[0x0b] = 0x001e;
+        words[0x0c] = 0x8086;
+        words[0x0d] = 0x100e;
+        words[0x0e] = 0x8086;
+        words[0x0f] = 0x3040;
+        // Words 21h to 24h, sections 5.6.12 to 5.6.15: pins are inputs, no wake-up by default.
+        words[0x21] = 0x7061;
+        words[0x22] = 0x280c;
+        words[0x23] = 0x00c8;
+        words[0x24] = 0x00c8;
+        words[0x2f] = 0x0602;
+        let mut eeprom = Self {
+            words,
+            write_enabled: false,
+            pins: Eecd::new(),
+            taken: 0,
+            shift: 0,
+            output: true,
+        };
+        eeprom.fix_checksum();
+        eeprom
+    }
+
+    fn fix_checksum(&mut self) {
+        let sum = self.words[..CHECKSUM_WORD]
+            .iter()
+            .fold(0u16, |sum, word| sum.wrapping_add(*word));
+        self.words[CHECKSUM_WORD] = CHECKSUM.wrapping_sub(sum);
+    }
+
+    /// The address in words 0 to 2, which goes into the first receive address.
+    pub(super) fn mac(&self) -> [u8; 6] {
+        let [a, b, c] = [0, 1, 2].map(|word| self.words[word].to_le_bytes());
+        [a[0], a[1], b[0], b[1], c[0], c[1]]
+    }
+
+    /// Reads a word through EERD; address bits that the part lacks are ignored.
+    pub(super) fn read(&self, command: Eerd) -> Eerd {
+        let word = self.words[usize::from(command.address()) % WORDS];
+        command.with_start(false).with_done(true).with_data(word)
+    }
+
+    /// Software set the pins; returns EECD with what the part answers.
+    pub(super) fn drive(&mut self, eecd: Eecd) -> Eecd {
+        let was = std::mem::replace(&mut self.pins, eecd);
+        if !eecd.select() {
+            if was.select() {
+                self.deselect();
+            }
+        } else if eecd.clock() && !was.clock() {
+            self.clock(eecd.data_in());
+        }
+        // A part that is not selected leaves the line to its pull-up, and so does one that is ready after a write.
+        let output = !eecd.select() || self.output;
+        eecd.with_present(true)
+            .with_grant(eecd.request())
+            .with_data_out(output)
+    }
+
+    fn clock(&mut self, bit: bool) {
+        if self.taken == 0 && !bit {
+            return;
+        }
+        if self.taken < COMMAND_BITS + DATA_BITS {
+            self.taken += 1;
+            self.shift = self.shift << 1 | u32::from(bit);
+        }
+        if self.taken < COMMAND_BITS {
+            return;
+        }
+        if let Some(Command::Read(word)) = self.command() {
+            // A zero comes first, with the last bit of the address; then data, and after the last bit the next word's.
+            let data_bit = self.taken - COMMAND_BITS;
+            self.output = data_bit > 0 && self.words[word] >> (DATA_BITS - data_bit) & 1 == 1;
+            if data_bit == DATA_BITS {
+                let next = (word + 1) % WORDS;
+                self.taken = COMMAND_BITS;
+                self.shift = 0b110 << ADDRESS_BITS | next as u32;
+            }
+        }
+    }
+
+    fn deselect(&mut self) {
+        let data = (self.shift & 0xffff) as u16;
+        let complete = self.taken == COMMAND_BITS + DATA_BITS;
+        match self.command() {
+            Some(Command::WriteEnable) => self.write_enabled = true,
+            Some(Command::WriteDisable) => self.write_enabled = false,
+            Some(Command::Write(word)) if complete && self.write_enabled => {
+                self.words[word] = data;
+            }
+            Some(Command::WriteAll) if complete && self.write_enabled => self.words.fill(data),
+            Some(Command::Erase(word)) if self.write_enabled => self.words[word] = 0xffff,
+            Some(Command::EraseAll) if self.write_enabled => self.words.fill(0xffff),
+            _ => {}
+        }
+        self.taken = 0;
+        self.shift = 0;
+        self.output = true;
+    }
+
+    /// The command, once all its bits are there.
+    fn command(&self) -> Option<Command> {
+        let command = self.shift >> self.taken.checked_sub(COMMAND_BITS)?;
+        let word = command as usize % WORDS;
+        Some(match (command >> ADDRESS_BITS & 3, word >> 4) {
+            (0b10, _) => Command::Read(word),
+            (0b01, _) => Command::Write(word),
+            (0b11, _) => Command::Erase(word),
+            (_, 0b11) => Command::WriteEnable,
+            (_, 0b10) => Command::EraseAll,
+            (_, 0b01) => Command::WriteAll,
+            (_, _) => Command::WriteDisable,
+        })
+    }
+
+    /// What is not in the words is lost with power: the part forgets that writing was enabled.
+    pub(super) fn power_on(&mut self) {
+        let Self {
+            words: _,
+            write_enabled,
+            pins,
+            taken,
+            shift,
+            output,
+        } = self;
+        *write_enabled = false;
+        *pins = Eecd::new();
+        *taken = 0;
+        *shift = 0;
+        *output = true;
+    }
+}

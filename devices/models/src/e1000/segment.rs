@@ -1,0 +1,205 @@
+//! TCP segmentation, sections 3.3.5 to 3.3.7 and 3.5: one packet of the guest becomes many on the wire.
+//!
+//! Each segment is built in place: its header is written over the end of the payload before it, which has been sent, so
+//! that the payload is never copied.
+
+use std::ops::Range;
+
+use super::{
+    checksum,
+    spec::{
+        FRAME_BYTES_MAX,
+        descriptor::{ContextOffsets, ContextSegments},
+    },
+};
+
+const IPV4_TOTAL_LENGTH: usize = 2;
+const IPV4_IDENTIFICATION: usize = 4;
+const IPV6_PAYLOAD_LENGTH: usize = 4;
+const IPV6_HEADER_BYTES: usize = 40;
+const TCP_SEQUENCE: usize = 4;
+const TCP_FLAGS: usize = 13;
+/// FIN and PSH, which belong to the last segment.
+const TCP_LAST_FLAGS: u8 = 0x09;
+const UDP_LENGTH: usize = 4;
+
+/// What the guest's context descriptor said.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Context {
+    pub(super) offsets: ContextOffsets,
+    pub(super) segments: ContextSegments,
+}
+
+impl Context {
+    /// The bytes that the IP header's checksum covers.
+    pub(super) fn ip_range(&self) -> Range<usize> {
+        self.offsets.ip_start().into()..usize::from(self.offsets.ip_end()) + 1
+    }
+
+    /// The bytes that the TCP or UDP checksum covers in a packet of so many bytes.
+    pub(super) fn tcp_range(&self, packet_bytes: usize) -> Range<usize> {
+        let end = match self.offsets.tcp_end() {
+            0 => packet_bytes,
+            inclusive => usize::from(inclusive) + 1,
+        };
+        self.offsets.tcp_start().into()..end
+    }
+}
+
+/// A packet that is being cut.
+#[derive(Debug)]
+pub(super) struct Segmenter {
+    context: Context,
+    insert_ip_checksum: bool,
+    insert_tcp_checksum: bool,
+    /// The guest's header, with a VLAN tag in it if it is to have one.
+    header: [u8; Segmenter::HEADER_BYTES],
+    header_bytes: usize,
+    /// Bytes of that tag: offsets of the context count without it.
+    tag_bytes: usize,
+    /// Where the next segment's payload begins in the buffer.
+    next: usize,
+    end: usize,
+    index: u32,
+}
+
+impl Segmenter {
+    /// HDRLEN has 8 bits; and the tag.
+    const HEADER_BYTES: usize = 255 + 4;
+
+    /// Prepares to cut `buffer[packet]`, whose header begins with `tag_bytes` of VLAN tag more than the context knows.
+    /// `None` when the context makes no sense for it.
+    pub(super) fn new(
+        context: Context,
+        insert_ip_checksum: bool,
+        insert_tcp_checksum: bool,
+        buffer: &[u8],
+        packet: Range<usize>,
+        tag_bytes: usize,
+    ) -> Option<Self> {
+        let header_bytes = usize::from(context.segments.header_bytes()) + tag_bytes;
+        let in_header = |start: u8, bytes: usize| {
+            usize::from(start) + bytes <= usize::from(context.segments.header_bytes())
+        };
+        let ip_bytes = if context.segments.ipv4() { 20 } else { 40 };
+        let tcp_bytes = if context.segments.tcp() { 20 } else { 8 };
+        let sound = context.segments.segment_bytes() > 0
+            && header_bytes <= packet.len()
+            && usize::from(context.segments.segment_bytes()).min(packet.len() - header_bytes)
+                <= FRAME_BYTES_MAX - header_bytes
+            && in_header(context.offsets.ip_start(), ip_bytes)
+            && in_header(context.offsets.tcp_start(), tcp_bytes);
+        if !sound {
+            return None;
+        }
+        let mut header = [0; Self::HEADER_BYTES];
+        header[..header_bytes].copy_from_slice(buffer.get(packet.start..)?.get(..header_bytes)?);
+        Some(Self {
+            context,
+            insert_ip_checksum,
+            insert_tcp_checksum,
+            header,
+            header_bytes,
+            tag_bytes,
+            next: packet.start + header_bytes,
+            end: packet.end,
+            index: 0,
+        })
+    }
+
+    /// Payload bytes of a full segment.
+    pub(super) fn segment_bytes(&self) -> usize {
+        self.context.segments.segment_bytes().into()
+    }
+
+    /// Bytes of every segment's header, tag included.
+    pub(super) fn header_bytes(&self) -> usize {
+        self.header_bytes
+    }
+
+    /// Payload bytes that are left.
+    pub(super) fn left(&self) -> usize {
+        self.end - self.next
+    }
+
+    /// Payload bytes of the next segment.
+    fn payload_bytes(&self) -> usize {
+        self.left().min(self.segment_bytes())
+    }
+
+    /// Builds the next segment and says where in the buffer it is. Doing so twice gives the same.
+    pub(super) fn build(&self, buffer: &mut [u8]) -> Range<usize> {
+        let payload = self.payload_bytes();
+        let segment = self.next - self.header_bytes..self.next + payload;
+        let frame = &mut buffer[segment.clone()];
+        frame[..self.header_bytes].copy_from_slice(&self.header[..self.header_bytes]);
+        self.fix(&mut frame[self.tag_bytes..], payload == self.left());
+        if self.insert_tcp_checksum {
+            // The guest left the pseudo-header's sum without a length in the field.
+            let inner = &mut frame[self.tag_bytes..];
+            let start = usize::from(self.context.offsets.tcp_start());
+            let at = usize::from(self.context.offsets.tcp_offset());
+            checksum::add_to_field(inner, at, (inner.len() - start) as u16);
+            let covered = self.context.tcp_range(inner.len());
+            checksum::insert(inner, covered.start, covered.end, at);
+        }
+        segment
+    }
+
+    /// The segment that was built has been sent. Returns whether it was the last.
+    pub(super) fn advance(&mut self) -> bool {
+        self.next += self.payload_bytes();
+        self.index = self.index.wrapping_add(1);
+        self.next == self.end
+    }
+
+    /// Makes the packet whole for someone else to cut: lengths and sums as if it went out in one piece.
+    pub(super) fn build_whole(&self, frame: &mut [u8]) {
+        let inner = &mut frame[self.tag_bytes..];
+        self.fix(inner, true);
+        let start = usize::from(self.context.offsets.tcp_start());
+        let at = usize::from(self.context.offsets.tcp_offset());
+        checksum::add_to_field(inner, at, (inner.len() - start) as u16);
+    }
+
+    /// What differs from segment to segment, except the TCP checksum (table 3-5 of the manual). `frame` begins where the
+    /// context's offsets count from.
+    fn fix(&self, frame: &mut [u8], last: bool) {
+        let ip = usize::from(self.context.offsets.ip_start());
+        let tcp = usize::from(self.context.offsets.tcp_start());
+        let bytes_from = |at: usize| (frame.len() - at) as u16;
+        let (ip_length, udp_length) = (bytes_from(ip), bytes_from(tcp));
+        if self.context.segments.ipv4() {
+            put(frame, ip + IPV4_TOTAL_LENGTH, ip_length);
+            let at = ip + IPV4_IDENTIFICATION;
+            let identification = u16::from_be_bytes([frame[at], frame[at + 1]]);
+            put(frame, at, identification.wrapping_add(self.index as u16));
+            if self.insert_ip_checksum {
+                let covered = self.context.ip_range();
+                let at = usize::from(self.context.offsets.ip_offset());
+                checksum::insert(frame, covered.start, covered.end, at);
+            }
+        } else {
+            let payload = ip_length.wrapping_sub(IPV6_HEADER_BYTES as u16);
+            put(frame, ip + IPV6_PAYLOAD_LENGTH, payload);
+        }
+        if self.context.segments.tcp() {
+            let at = tcp + TCP_SEQUENCE;
+            let field = [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]];
+            let offset = self
+                .index
+                .wrapping_mul(self.context.segments.segment_bytes().into());
+            let sequence = u32::from_be_bytes(field).wrapping_add(offset);
+            frame[at..at + 4].copy_from_slice(&sequence.to_be_bytes());
+            if !last {
+                frame[tcp + TCP_FLAGS] &= !TCP_LAST_FLAGS;
+            }
+        } else {
+            put(frame, tcp + UDP_LENGTH, udp_length);
+        }
+    }
+}
+
+fn put(frame: &mut [u8], at: usize, value: u16) {
+    frame[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}

@@ -1,0 +1,262 @@
+//! Bits of the registers.
+
+use bitfield_struct::bitfield;
+
+/// Device Control, section 13.4.1: the bits that the model acts on.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Ctrl {
+    pub full_duplex: bool,
+    #[bits(5)]
+    __: u8,
+    /// SLU: the MAC may talk to the PHY.
+    pub set_link_up: bool,
+    __: bool,
+    /// 0: 10, 1: 100, 2: 1000 Mb/s.
+    #[bits(2)]
+    pub speed: u8,
+    __: bool,
+    pub force_speed: bool,
+    pub force_duplex: bool,
+    #[bits(13)]
+    __: u16,
+    /// RST: self-clearing.
+    pub reset: bool,
+    #[bits(3)]
+    __: u8,
+    /// VME.
+    pub vlan_mode: bool,
+    pub phy_reset: bool,
+}
+
+/// Device Status, section 13.4.2.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Status {
+    pub full_duplex: bool,
+    pub link_up: bool,
+    #[bits(4)]
+    __: u8,
+    /// As in [`Ctrl`].
+    #[bits(2)]
+    pub speed: u8,
+    /// ASDV: what the MAC saw itself.
+    #[bits(2)]
+    pub detected_speed: u8,
+    __: bool,
+    pub pci66: bool,
+    #[bits(20)]
+    __: u32,
+}
+
+/// EEPROM/Flash Control, section 13.4.3.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Eecd {
+    /// SK, to the part.
+    pub clock: bool,
+    /// CS.
+    pub select: bool,
+    /// DI, to the part.
+    pub data_in: bool,
+    /// DO, from the part.
+    pub data_out: bool,
+    #[bits(2)]
+    pub flash_write_enable: u8,
+    pub request: bool,
+    pub grant: bool,
+    pub present: bool,
+    #[bits(23)]
+    __: u32,
+}
+
+/// EEPROM Read, section 13.4.4.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Eerd {
+    pub start: bool,
+    #[bits(3)]
+    __: u8,
+    pub done: bool,
+    #[bits(3)]
+    __: u8,
+    pub address: u8,
+    pub data: u16,
+}
+
+/// Extended Device Control, section 13.4.5.
+#[bitfield(u32)]
+pub(in crate::e1000) struct CtrlExt {
+    #[bits(13)]
+    __: u16,
+    /// EE_RST: self-clearing.
+    pub eeprom_reset: bool,
+    #[bits(18)]
+    __: u32,
+}
+
+/// MDI Control, section 13.4.8.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Mdic {
+    pub data: u16,
+    #[bits(5)]
+    pub register: u8,
+    #[bits(5)]
+    pub phy: u8,
+    /// 1: write, 2: read.
+    #[bits(2)]
+    pub operation: u8,
+    pub ready: bool,
+    pub interrupt: bool,
+    pub error: bool,
+    __: bool,
+}
+
+/// Interrupt causes, section 13.4.17: ICR, ICS, IMS and IMC.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub(in crate::e1000) struct Causes {
+    /// TXDW.
+    pub transmit_written_back: bool,
+    /// TXQE.
+    pub transmit_queue_empty: bool,
+    /// LSC.
+    pub link_change: bool,
+    /// RXSEQ.
+    pub receive_sequence: bool,
+    /// RXDMT0.
+    pub receive_minimum_threshold: bool,
+    __: bool,
+    /// RXO.
+    pub receive_overrun: bool,
+    /// RXT0.
+    pub receive_timer: bool,
+    __: bool,
+    /// MDAC.
+    pub mdio_complete: bool,
+    #[bits(5)]
+    __: u8,
+    /// TXD_LOW.
+    pub transmit_low: bool,
+    /// SRPD.
+    pub small_receive: bool,
+    #[bits(15)]
+    __: u16,
+}
+
+impl Causes {
+    pub(in crate::e1000) fn add(&mut self, more: Self) {
+        *self = Self::from_bits(self.into_bits() | more.into_bits());
+    }
+
+    /// The bits that ICR has; the reserved ones among them can be set by ICS as well.
+    pub(in crate::e1000) const DEFINED: u32 = 0x0001_ffff;
+}
+
+/// Receive Control, section 13.4.22.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Rctl {
+    __: bool,
+    pub enable: bool,
+    /// SBP.
+    pub store_bad: bool,
+    /// UPE.
+    pub unicast_promiscuous: bool,
+    /// MPE.
+    pub multicast_promiscuous: bool,
+    /// LPE.
+    pub long_packets: bool,
+    /// LBM: 1 is MAC loopback.
+    #[bits(2)]
+    pub loopback: u8,
+    /// RDMTS: 0 half, 1 a quarter, 2 an eighth of the ring.
+    #[bits(2)]
+    pub minimum_threshold: u8,
+    #[bits(2)]
+    __: u8,
+    /// MO.
+    #[bits(2)]
+    pub multicast_offset: u8,
+    __: bool,
+    /// BAM.
+    pub accept_broadcast: bool,
+    #[bits(2)]
+    pub buffer_size: u8,
+    /// VFE.
+    pub vlan_filter: bool,
+    /// CFIEN.
+    pub cfi_filter: bool,
+    /// CFI: the value that passes.
+    pub cfi: bool,
+    __: bool,
+    /// DPF.
+    pub discard_pause: bool,
+    /// PMCF.
+    pub pass_mac_control: bool,
+    __: bool,
+    /// BSEX.
+    pub buffer_extension: bool,
+    /// SECRC.
+    pub strip_crc: bool,
+    #[bits(5)]
+    __: u8,
+}
+
+impl Rctl {
+    /// The size of every receive buffer, section 13.4.22, BSIZE.
+    pub(in crate::e1000) fn buffer_bytes(self) -> u32 {
+        let shift = u32::from(self.buffer_size());
+        if self.buffer_extension() {
+            // Size 0 is reserved with BSEX and taken as the size before.
+            (32 << 10) >> shift.max(1)
+        } else {
+            2048 >> shift
+        }
+    }
+}
+
+/// Transmit Control, section 13.4.33.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Tctl {
+    __: bool,
+    pub enable: bool,
+    __: bool,
+    /// PSP.
+    pub pad_short: bool,
+    #[bits(28)]
+    __: u32,
+}
+
+/// Transmit Descriptor Control, section 13.4.44.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Txdctl {
+    #[bits(25)]
+    __: u32,
+    /// LWTHRESH, in units of eight descriptors.
+    #[bits(7)]
+    pub low_threshold: u32,
+}
+
+/// Receive Checksum Control, section 13.4.31.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Rxcsum {
+    /// PCSS.
+    pub packet_start: u8,
+    /// IPOFLD.
+    pub ip: bool,
+    /// TUOFLD.
+    pub tcp_udp: bool,
+    /// IPV6OFL.
+    pub ipv6: bool,
+    #[bits(21)]
+    __: u32,
+}
+
+/// Receive Address High, section 13.5.3.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Rah {
+    pub address: u16,
+    /// AS: 0 compares the destination, 1 the source.
+    #[bits(2)]
+    pub select: u8,
+    #[bits(13)]
+    __: u16,
+    /// AV.
+    pub valid: bool,
+}

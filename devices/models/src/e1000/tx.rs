@@ -1,0 +1,567 @@
+//! Transmission, sections 3.3 to 3.5: descriptors become frames.
+//!
+//! Descriptors are fetched in batches. Data is gathered in one buffer until a descriptor ends the packet; then checksums,
+//! padding and the VLAN tag are put in, or the packet is cut into segments, and the backend gets it. What the backend can
+//! do itself it gets undone.
+//!
+//! A packet that the backend refuses, or for which this run has no budget left, stays in the buffer, and its last
+//! descriptor stays at the head of the ring until it is sent.
+
+use std::ops::Range;
+
+use net::{Full, Offload, Offloads};
+use pci::{Bus, regs::Regs};
+use zerocopy::IntoBytes;
+
+use super::{
+    Controller, checksum, interrupt,
+    queue::{Registers, Ring},
+    rx::Receiver,
+    segment::{Context, Segmenter},
+    spec::{
+        self,
+        bits::{Causes, Ctrl, Rctl, Tctl, Txdctl},
+        descriptor::{
+            ContextOffsets, ContextSegments, Data, Legacy, TRANSMIT_DONE, TRANSMIT_STATUS_OFFSET,
+            Transmit,
+        },
+    },
+    statistics::{self, Cast, FCS_BYTES},
+};
+
+const RING: Registers = Registers {
+    base_low: spec::TDBAL,
+    base_high: spec::TDBAH,
+    length: spec::TDLEN,
+    head: spec::TDH,
+    tail: spec::TDT,
+};
+
+/// Descriptors fetched at once.
+const BATCH: usize = 32;
+/// What one run may spend before the loop gets a turn, in bytes moved.
+const BUDGET_BYTES: u32 = 512 << 10;
+/// What a descriptor or a frame costs beside its bytes.
+const OVERHEAD_BYTES: u32 = 256;
+
+/// Room before the packet, for a VLAN tag.
+const TAG_BYTES: usize = 4;
+const ADDRESSES_BYTES: usize = 12;
+/// The shortest frame on the wire, without FCS.
+const FRAME_BYTES_MIN: usize = 60;
+/// The longest packet to be segmented: 64 KiB and the longest header.
+const BUFFER_BYTES: usize = TAG_BYTES + (64 << 10) + 256;
+
+/// The transmitter's state between descriptors.
+#[derive(Debug)]
+pub(super) struct Transmitter {
+    buffer: Box<[u8]>,
+    /// End of the packet in the buffer; it begins after the room for the tag.
+    end: usize,
+    /// What the packet's first descriptor said, while a packet is being gathered.
+    packet: Option<Packet>,
+    /// The packet can't be sent: too long, or its data is not there.
+    spoilt: bool,
+    /// The context for checksums, and the one for segmentation (section 3.3.5).
+    contexts: [Context; 2],
+    /// A packet that is complete.
+    ready: Option<Ready>,
+    /// The backend refused a frame.
+    pub(super) full: bool,
+    /// The budget ended before the ring did.
+    pub(super) more: bool,
+    /// Descriptors could not be read; the next write of the tail tries again.
+    stalled: bool,
+}
+
+/// Options that count in the first descriptor of a packet, section 3.3.7.3.
+#[derive(Clone, Copy, Debug)]
+enum Packet {
+    Legacy {
+        checksum_start: u8,
+        checksum_offset: u8,
+    },
+    Data {
+        segment: bool,
+        insert_ip_checksum: bool,
+        insert_tcp_checksum: bool,
+    },
+}
+
+/// Options that count in the last descriptor of a packet.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    insert_fcs: bool,
+    insert_checksum: bool,
+    tag: Option<u16>,
+}
+
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and it is not moved about"
+)]
+enum Ready {
+    Frame { at: Range<usize>, offload: Offload },
+    Segments(Segmenter),
+}
+
+/// Where frames go at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    Backend,
+    Loopback,
+    /// There is no link.
+    Nowhere,
+}
+
+/// The way out, for one run.
+struct Way<'a, 'b> {
+    path: Path,
+    offloads: Offloads,
+    backend: &'a mut dyn net::Backend,
+    receiver: &'a mut Receiver,
+    regs: &'a mut Regs,
+    bus: &'a mut Bus<'b>,
+    budget: u32,
+    causes: Causes,
+}
+
+/// Why a run ends before the ring does.
+enum Pause {
+    Full,
+    Budget,
+}
+
+impl From<Full> for Pause {
+    fn from(_: Full) -> Self {
+        Self::Full
+    }
+}
+
+impl Controller {
+    /// The guest moved the tail.
+    pub(super) fn write_transmit_tail(&mut self, bus: &mut Bus<'_>) {
+        self.tx.stalled = false;
+        self.transmit(bus);
+    }
+
+    /// Works through the ring from head to tail, as far as backend and budget go.
+    pub(super) fn transmit(&mut self, bus: &mut Bus<'_>) {
+        self.tx.more = false;
+        let enabled = Tctl::from_bits(self.regs.get(spec::TCTL)).enable();
+        let mut ring = Ring::load(&self.regs, &RING);
+        let before = ring.available();
+        if !enabled || self.tx.stalled || before == 0 {
+            return;
+        }
+        self.tx.full = false;
+        let path = self.path();
+        let mut way = Way {
+            path,
+            offloads: match path {
+                Path::Backend => self.backend.offloads(),
+                Path::Loopback | Path::Nowhere => Offloads::default(),
+            },
+            backend: &mut *self.backend,
+            receiver: &mut self.rx,
+            regs: &mut self.regs,
+            bus,
+            budget: BUDGET_BYTES,
+            causes: Causes::new(),
+        };
+        self.tx.drain(&mut ring, &mut way);
+        way.backend.flush();
+        let mut causes = way.causes;
+        let after = ring.available();
+        if after == 0 {
+            causes.set_transmit_queue_empty(true);
+        }
+        let low = 8 * Txdctl::from_bits(self.regs.get(spec::TXDCTL)).low_threshold();
+        if low > 0 && before > low && after <= low {
+            causes.set_transmit_low(true);
+        }
+        self.regs.set(spec::TDH, ring.head());
+        interrupt::raise(&mut self.regs, bus, causes);
+    }
+
+    fn path(&self) -> Path {
+        if self.phy.loopback() || Rctl::from_bits(self.regs.get(spec::RCTL)).loopback() == 1 {
+            Path::Loopback
+        } else if self.link_up() {
+            Path::Backend
+        } else {
+            Path::Nowhere
+        }
+    }
+}
+
+impl Transmitter {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            end: TAG_BYTES,
+            packet: None,
+            spoilt: false,
+            contexts: [Context::default(); 2],
+            ready: None,
+            full: false,
+            more: false,
+            stalled: false,
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        let Self {
+            buffer: _,
+            end,
+            packet,
+            spoilt,
+            contexts,
+            ready,
+            full,
+            more,
+            stalled,
+        } = self;
+        *end = TAG_BYTES;
+        *packet = None;
+        *spoilt = false;
+        *contexts = [Context::default(); 2];
+        *ready = None;
+        *full = false;
+        *more = false;
+        *stalled = false;
+    }
+
+    fn drain(&mut self, ring: &mut Ring, way: &mut Way<'_, '_>) {
+        let mut batch = [Transmit::default(); BATCH];
+        while ring.available() > 0 {
+            let fetched = (ring.contiguous() as usize).min(BATCH);
+            let batch = &mut batch[..fetched];
+            if way.bus.read(ring.address(), batch.as_mut_bytes()).is_err() {
+                self.stalled = true;
+                return;
+            }
+            for descriptor in batch {
+                match self.process(*descriptor, ring.address(), way) {
+                    Ok(()) => ring.advance(),
+                    Err(Pause::Full) => {
+                        self.full = true;
+                        return;
+                    }
+                    Err(Pause::Budget) => {
+                        self.more = true;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what the descriptor at `address` says, and reports it done if it asks for that.
+    fn process(
+        &mut self,
+        descriptor: Transmit,
+        address: u64,
+        way: &mut Way<'_, '_>,
+    ) -> Result<(), Pause> {
+        way.spend(OVERHEAD_BYTES)?;
+        let legacy = Legacy::from_bits(descriptor.high.get());
+        if self.ready.is_none() {
+            if !legacy.extended() {
+                self.take_legacy(descriptor.low.get(), legacy, way);
+            } else {
+                match Data::from_bits(descriptor.high.get()) {
+                    data if data.kind() == 1 => self.take_data(descriptor.low.get(), data, way),
+                    data if data.kind() == 0 => self.take_context(descriptor),
+                    _ => {}
+                }
+            }
+        }
+        self.send_ready(way)?;
+        if legacy.report_status() {
+            way.causes.set_transmit_written_back(true);
+            let status = address.wrapping_add(TRANSMIT_STATUS_OFFSET);
+            // A ring that can be read and not written is the guest's mistake; it waits for this status in vain.
+            let _ = way.bus.write(status, &[TRANSMIT_DONE]);
+        }
+        Ok(())
+    }
+
+    fn take_context(&mut self, descriptor: Transmit) {
+        let context = Context {
+            offsets: ContextOffsets::from_bits(descriptor.low.get()),
+            segments: ContextSegments::from_bits(descriptor.high.get()),
+        };
+        self.contexts[usize::from(context.segments.segment())] = context;
+    }
+
+    fn take_legacy(&mut self, address: u64, legacy: Legacy, way: &mut Way<'_, '_>) {
+        let packet = *self.packet.get_or_insert(Packet::Legacy {
+            checksum_start: legacy.checksum_start(),
+            checksum_offset: legacy.checksum_offset(),
+        });
+        self.gather(address, legacy.length().into(), way);
+        if legacy.end_of_packet() {
+            let last = Last {
+                insert_fcs: legacy.insert_fcs(),
+                insert_checksum: legacy.insert_checksum(),
+                tag: legacy.vlan().then_some(legacy.special()),
+            };
+            self.finish(packet, last, way);
+        }
+    }
+
+    fn take_data(&mut self, address: u64, data: Data, way: &mut Way<'_, '_>) {
+        let packet = *self.packet.get_or_insert(Packet::Data {
+            segment: data.segment(),
+            insert_ip_checksum: data.insert_ip_checksum(),
+            insert_tcp_checksum: data.insert_tcp_checksum(),
+        });
+        self.gather(address, data.length(), way);
+        if data.end_of_packet() {
+            let last = Last {
+                insert_fcs: data.insert_fcs(),
+                insert_checksum: false,
+                tag: data.vlan().then_some(data.special()),
+            };
+            self.finish(packet, last, way);
+        }
+    }
+
+    /// Adds a descriptor's data to the packet. A null address or length transfers nothing (section 3.3.3.1, note 3).
+    fn gather(&mut self, address: u64, length: u32, way: &mut Way<'_, '_>) {
+        let length = length as usize;
+        if address == 0 || length == 0 || self.spoilt {
+            return;
+        }
+        let room = self.buffer.get_mut(self.end..self.end + length);
+        if room.is_some_and(|room| way.bus.read(address, room).is_ok()) {
+            self.end += length;
+            way.budget = way.budget.saturating_sub(length as u32);
+        } else {
+            self.spoilt = true;
+        }
+    }
+
+    /// The packet is complete: makes it ready to be sent, unless it can't be.
+    fn finish(&mut self, packet: Packet, last: Last, way: &mut Way<'_, '_>) {
+        self.ready = if std::mem::take(&mut self.spoilt) {
+            None
+        } else {
+            self.make_ready(packet, last, way)
+        };
+        let segment = matches!(packet, Packet::Data { segment: true, .. });
+        match (&self.ready, segment) {
+            (Some(_), true) => way.regs.count(spec::TSCTC, 1),
+            (None, true) => way.regs.count(spec::TSCTFC, 1),
+            (_, false) => {}
+        }
+        self.packet = None;
+        self.end = match &self.ready {
+            Some(_) => self.end,
+            None => TAG_BYTES,
+        };
+    }
+
+    fn make_ready(&mut self, packet: Packet, last: Last, way: &mut Way<'_, '_>) -> Option<Ready> {
+        let ctrl = Ctrl::from_bits(way.regs.get(spec::CTRL));
+        let tag = last.tag.filter(|_| ctrl.vlan_mode());
+        if let Packet::Data {
+            segment: true,
+            insert_ip_checksum,
+            insert_tcp_checksum,
+        } = packet
+        {
+            let start = self.insert_tag(tag, way.regs.get(spec::VET) as u16);
+            let segmenter = Segmenter::new(
+                self.contexts[1],
+                insert_ip_checksum,
+                insert_tcp_checksum,
+                &self.buffer,
+                start..self.end,
+                TAG_BYTES - start,
+            )?;
+            return Some(self.hand_over(segmenter, start, insert_tcp_checksum, way));
+        }
+        if !last.insert_fcs {
+            // The guest's own FCS ends the packet, and backends carry none.
+            self.end = self.end.saturating_sub(FCS_BYTES as usize).max(TAG_BYTES);
+        }
+        let bytes = self.end - TAG_BYTES;
+        if bytes == 0 || bytes > spec::FRAME_BYTES_MAX {
+            return None;
+        }
+        let mut offload = self.insert_checksums(packet, last, way.offloads);
+        let start = self.insert_tag(tag, way.regs.get(spec::VET) as u16);
+        if let Offload::Checksum { start: from, .. } = &mut offload {
+            *from += (TAG_BYTES - start) as u16;
+        }
+        let pad = Tctl::from_bits(way.regs.get(spec::TCTL)).pad_short();
+        if pad && self.end < start + FRAME_BYTES_MIN {
+            self.buffer[self.end..start + FRAME_BYTES_MIN].fill(0);
+            self.end = start + FRAME_BYTES_MIN;
+        }
+        Some(Ready::Frame {
+            at: start..self.end,
+            offload,
+        })
+    }
+
+    /// Inserts the checksums of a packet that is one frame, or says which one is left to the backend.
+    fn insert_checksums(&mut self, packet: Packet, last: Last, offloads: Offloads) -> Offload {
+        let frame = &mut self.buffer[TAG_BYTES..self.end];
+        let (covered, at) = match packet {
+            Packet::Legacy {
+                checksum_start,
+                checksum_offset,
+            } if last.insert_checksum => {
+                (checksum_start.into()..frame.len(), checksum_offset.into())
+            }
+            Packet::Data {
+                insert_ip_checksum,
+                insert_tcp_checksum,
+                ..
+            } => {
+                let context = &self.contexts[0];
+                if insert_ip_checksum {
+                    let covered = context.ip_range();
+                    let at = usize::from(context.offsets.ip_offset());
+                    checksum::insert(frame, covered.start, covered.end, at);
+                }
+                if !insert_tcp_checksum {
+                    return Offload::None;
+                }
+                let at = usize::from(context.offsets.tcp_offset());
+                (context.tcp_range(frame.len()), at)
+            }
+            Packet::Legacy { .. } => return Offload::None,
+        };
+        let inside = covered.start <= at && at + 2 <= frame.len();
+        if offloads.checksum && covered.end == frame.len() && inside {
+            Offload::Checksum {
+                start: covered.start as u16,
+                offset: (at - covered.start) as u16,
+            }
+        } else {
+            checksum::insert(frame, covered.start, covered.end, at);
+            Offload::None
+        }
+    }
+
+    /// Puts the VLAN tag behind the addresses, if there is one. Returns where the packet begins then.
+    fn insert_tag(&mut self, tag: Option<u16>, ether_type: u16) -> usize {
+        match tag {
+            Some(tag) if self.end >= TAG_BYTES + ADDRESSES_BYTES => {
+                self.buffer
+                    .copy_within(TAG_BYTES..TAG_BYTES + ADDRESSES_BYTES, 0);
+                let field = &mut self.buffer[ADDRESSES_BYTES..ADDRESSES_BYTES + TAG_BYTES];
+                field[..2].copy_from_slice(&ether_type.to_be_bytes());
+                field[2..].copy_from_slice(&tag.to_be_bytes());
+                0
+            }
+            _ => TAG_BYTES,
+        }
+    }
+
+    /// Leaves the cutting to the backend, if it does that and there is something to cut.
+    fn hand_over(
+        &mut self,
+        segmenter: Segmenter,
+        start: usize,
+        insert_tcp_checksum: bool,
+        way: &Way<'_, '_>,
+    ) -> Ready {
+        let context = &self.contexts[1];
+        let tag_bytes = (TAG_BYTES - start) as u16;
+        let from = u16::from(context.offsets.tcp_start());
+        let at = u16::from(context.offsets.tcp_offset());
+        let usual = context.segments.tcp()
+            && insert_tcp_checksum
+            && context.offsets.tcp_end() == 0
+            && from <= at
+            && usize::from(at) + 2 <= segmenter.header_bytes();
+        // IP has 16 bits for its length.
+        let fits = self.end - start - usize::from(tag_bytes) <= usize::from(u16::MAX);
+        let worth = segmenter.left() > segmenter.segment_bytes();
+        if way.offloads.segment && usual && fits && worth {
+            segmenter.build_whole(&mut self.buffer[start..self.end]);
+            Ready::Frame {
+                at: start..self.end,
+                offload: Offload::Segment {
+                    ip_version: if context.segments.ipv4() { 4 } else { 6 },
+                    header_bytes: segmenter.header_bytes() as u16,
+                    segment_bytes: context.segments.segment_bytes(),
+                    start: from + tag_bytes,
+                    offset: at - from,
+                },
+            }
+        } else {
+            Ready::Segments(segmenter)
+        }
+    }
+
+    /// Sends what is ready. What remains unsent on an error stays ready.
+    fn send_ready(&mut self, way: &mut Way<'_, '_>) -> Result<(), Pause> {
+        match &mut self.ready {
+            None => return Ok(()),
+            Some(Ready::Frame { at, offload }) => {
+                way.send(&self.buffer[at.clone()], *offload)?;
+            }
+            Some(Ready::Segments(segmenter)) => loop {
+                let at = segmenter.build(&mut self.buffer);
+                way.send(&self.buffer[at], Offload::None)?;
+                if segmenter.advance() {
+                    break;
+                }
+            },
+        }
+        self.ready = None;
+        self.end = TAG_BYTES;
+        Ok(())
+    }
+}
+
+impl Way<'_, '_> {
+    fn spend(&mut self, bytes: u32) -> Result<(), Pause> {
+        if self.budget == 0 {
+            return Err(Pause::Budget);
+        }
+        self.budget = self.budget.saturating_sub(bytes);
+        Ok(())
+    }
+
+    fn send(&mut self, frame: &[u8], offload: Offload) -> Result<(), Pause> {
+        let bytes = frame.len() as u32;
+        self.spend(OVERHEAD_BYTES + bytes)?;
+        match self.path {
+            Path::Backend => self.backend.send(frame, offload)?,
+            Path::Loopback => {
+                let causes = self.receiver.loop_back(self.regs, self.bus, frame);
+                self.causes.add(causes);
+            }
+            Path::Nowhere => return Ok(()),
+        }
+        let cast = Cast::of(frame);
+        match offload {
+            Offload::Segment {
+                header_bytes,
+                segment_bytes,
+                ..
+            } => {
+                let (header, segment) = (u32::from(header_bytes), u32::from(segment_bytes));
+                let payload = bytes - header;
+                let full = header + segment + FCS_BYTES;
+                statistics::count_sent(self.regs, cast, full, payload / segment);
+                if !payload.is_multiple_of(segment) {
+                    let last = header + payload % segment + FCS_BYTES;
+                    statistics::count_sent(self.regs, cast, last, 1);
+                }
+            }
+            Offload::None | Offload::Checksum { .. } => {
+                statistics::count_sent(self.regs, cast, bytes + FCS_BYTES, 1);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! Why a device could not be made, in terms of its configuration.
+
+use serde::de::DeserializeOwned;
+
+use crate::Model;
+
+/// A field of the configuration, what is wrong with it, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// The field that has to change, as a path with dots; `None`: no one field.
+    pub field: Option<String>,
+    /// What kind of failure it is.
+    pub kind: Kind,
+    /// What is wrong, and the cure, with the causes down to the system's.
+    pub message: String,
+}
+
+/// Kinds of [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The configuration can't be right on any host.
+    Invalid,
+    /// Somebody else has it.
+    InUse,
+    /// It has to be created first.
+    NotFound,
+    /// This user may not.
+    Permission,
+    /// The host can't provide it, or not now.
+    Unavailable,
+    /// Not foreseen.
+    Internal,
+}
+
+impl From<net::Kind> for Kind {
+    fn from(kind: net::Kind) -> Self {
+        match kind {
+            net::Kind::Invalid => Self::Invalid,
+            net::Kind::InUse => Self::InUse,
+            net::Kind::NotFound => Self::NotFound,
+            net::Kind::Permission => Self::Permission,
+            net::Kind::Unavailable => Self::Unavailable,
+            net::Kind::Internal => Self::Internal,
+        }
+    }
+}
+
+/// Why a model's network backend, configured in its field `net`, could not be opened.
+impl From<net::Error> for Error {
+    fn from(error: net::Error) -> Self {
+        let field = match error.field() {
+            "" => "net".to_owned(),
+            inner => format!("net.{inner}"),
+        };
+        Self {
+            field: Some(field),
+            kind: error.kind().into(),
+            message: chain(&error),
+        }
+    }
+}
+
+/// Reads a model's configuration.
+pub(crate) fn parse<T: DeserializeOwned>(config: serde_json::Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(config).map_err(|error| {
+        let field = match error.path().to_string().as_str() {
+            "." | "" => None,
+            path => Some(path.to_owned()),
+        };
+        Error {
+            field,
+            kind: Kind::Invalid,
+            message: error.inner().to_string(),
+        }
+    })
+}
+
+pub(crate) fn unknown_model(name: &str, catalogue: &[Model]) -> Error {
+    let known: Vec<_> = catalogue.iter().map(|model| model.name).collect();
+    Error {
+        field: None,
+        kind: Kind::NotFound,
+        message: format!("no model {name:?}: choose one of {}", known.join(", ")),
+    }
+}
+
+/// The text of an error and of all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
