@@ -42,8 +42,8 @@ pub fn open(config: &Config) -> Result<Box<dyn Backend>, Error> {
 /// Nothing here blocks. A backend that has no peer at the moment (a stream that is reconnecting) takes frames and drops
 /// them, as a cable without a partner does.
 pub trait Backend: Send {
-    /// The descriptor that becomes readable when [`Backend::run`] should be called. The same for the backend's life.
-    /// `None`: never anything to wait for.
+    /// The descriptor that becomes readable when [`Backend::run`] should be called, and after it what was waited for be
+    /// done: `run` alone need not make it quiet. The same for the backend's life. `None`: never anything to wait for.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// When [`Backend::run`] should be called even if the descriptor stays quiet (a reconnect that is due).
