@@ -10,6 +10,8 @@ use std::{
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::schema::Schema;
+
 /// The exit codes, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
@@ -55,6 +57,8 @@ pub(crate) enum Error {
     Refused {
         /// What the agent said.
         status: Box<Status>,
+        /// Paths of the model's fields that have flags.
+        flags: Vec<String>,
     },
     /// The agent did not answer.
     #[error("no answer from the agent within {} s (see --timeout)", .0.as_secs_f64())]
@@ -88,7 +92,7 @@ impl Error {
                 io::ErrorKind::PermissionDenied => 6,
                 _ => 7,
             },
-            Self::Refused { status } => match status.code() {
+            Self::Refused { status, .. } => match status.code() {
                 Code::InvalidArgument | Code::OutOfRange => 2,
                 Code::NotFound => 3,
                 Code::AlreadyExists | Code::Aborted => 4,
@@ -114,17 +118,29 @@ impl Error {
             Self::Several(errors) => return errors.iter().flat_map(Self::lines).collect(),
             error => vec![format!("vfuctl: {}", indented(&error.to_string()))],
         };
-        if let Self::Refused { status } = self {
+        if let Self::Refused { status, flags } = self {
             if status.message().is_empty() {
                 lines = vec![format!("vfuctl: {}", status.code().description())];
             }
             lines.extend(
-                details(status)
+                details(status, flags)
                     .iter()
                     .map(|it| format!("  {}", indented(it))),
             );
         }
         lines
+    }
+
+    /// The same error, told in terms of the flags of `schema`.
+    pub(crate) fn knowing(self, schema: &Schema) -> Self {
+        match self {
+            Self::Refused { status, .. } => {
+                let flags = schema.fields.iter().filter(|field| field.has_flag());
+                let flags = flags.map(|field| field.path.clone()).collect();
+                Self::Refused { status, flags }
+            }
+            other => other,
+        }
     }
 
     /// Tells the user and gives the exit code.
@@ -154,6 +170,7 @@ impl From<Status> for Error {
     fn from(status: Status) -> Self {
         Self::Refused {
             status: Box::new(status),
+            flags: Vec::new(),
         }
     }
 }
@@ -176,12 +193,12 @@ fn unreachable(path: &std::path::Path, source: &io::Error) -> String {
     }
 }
 
-fn details(status: &Status) -> Vec<String> {
+fn details(status: &Status, flags: &[String]) -> Vec<String> {
     let details = status.get_error_details();
     let mut lines = Vec::new();
     if let Some(request) = details.bad_request() {
         for violation in &request.field_violations {
-            lines.push(match hint(&violation.field) {
+            lines.push(match hint(&violation.field, flags) {
                 Some(flag) => format!("{} ({flag}): {}", violation.field, violation.description),
                 None => format!("{}: {}", violation.field, violation.description),
             });
@@ -189,7 +206,7 @@ fn details(status: &Status) -> Vec<String> {
     }
     if let Some(failure) = details.precondition_failure() {
         for violation in &failure.violations {
-            let subject = match hint(&violation.subject) {
+            let subject = match hint(&violation.subject, flags) {
                 Some(flag) => format!("{} ({flag})", violation.subject),
                 None if violation.subject.is_empty() => violation.r#type.clone(),
                 None => violation.subject.clone(),
@@ -211,9 +228,10 @@ fn details(status: &Status) -> Vec<String> {
 }
 
 /// The flag or argument of vfuctl that fills a field of a request.
-fn hint(field: &str) -> Option<String> {
+fn hint(field: &str, flags: &[String]) -> Option<String> {
     if let Some(path) = field.strip_prefix("device.spec.config.") {
-        return Some(format!("--{path}"));
+        let known = flags.iter().any(|flag| flag == path);
+        return known.then(|| format!("--{path}"));
     }
     let flag = match field {
         "device_id" => "ID",
@@ -240,6 +258,7 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::tests::card;
     use tonic_types::ErrorDetails;
 
     fn refused(code: Code) -> Error {
@@ -295,18 +314,18 @@ mod tests {
         let mut details = ErrorDetails::new();
         details
             .add_bad_request_violation("device.spec.config.net.tap.ifname", "too long")
+            .add_bad_request_violation("device.spec.config.colour", "unknown")
             .add_bad_request_violation("device_id", "must begin with a letter")
             .add_bad_request_violation("device.spec.limits", "not served");
-        let error = Error::from(Status::with_error_details(
-            Code::InvalidArgument,
-            "3 fields are wrong",
-            details,
-        ));
+        let status =
+            Status::with_error_details(Code::InvalidArgument, "4 fields are wrong", details);
+        let error = Error::from(status).knowing(&card());
         assert_eq!(
             error.lines(),
             [
-                "vfuctl: 3 fields are wrong",
+                "vfuctl: 4 fields are wrong",
                 "  device.spec.config.net.tap.ifname (--net.tap.ifname): too long",
+                "  device.spec.config.colour: unknown",
                 "  device_id (ID): must begin with a letter",
                 "  device.spec.limits: not served",
             ]

@@ -42,9 +42,8 @@ pub(crate) async fn run(
         request_id: args.request_id.unwrap_or_default(),
         validate_only: args.validate_only,
     });
-    let device = client
-        .answer(client.devices().create_device(request))
-        .await?;
+    let answer = client.answer(client.devices().create_device(request)).await;
+    let device = answer.map_err(|error| error.knowing(schema))?;
     let socket = device.status.as_ref().map(|it| it.socket_path.as_str());
     let what = match socket.filter(|path| !path.is_empty()) {
         _ if args.validate_only => "is valid; nothing was created".to_owned(),
