@@ -317,43 +317,39 @@ impl Walk<'_> {
         }
     }
 
-    /// `node` with what it refers to, and with `null` taken out of its alternatives: absent says the same.
+    /// `node` with all that it refers to. What stands beside a reference is about this place, and wins.
     fn resolve(&self, node: &Value) -> Map<String, Value> {
         let mut node = node.as_object().cloned().unwrap_or_default();
         for _ in 0..DEPTH {
-            let inner = if let Some(Value::String(reference)) = node.remove("$ref") {
-                reference
-                    .strip_prefix('#')
-                    .and_then(|pointer| self.root.pointer(pointer))
-                    .cloned()
-            } else {
-                let key = ["allOf", "anyOf", "oneOf"].into_iter().find(|key| {
-                    let list = node.get(*key).and_then(Value::as_array);
-                    list.is_some_and(|list| list.iter().filter(|it| !is_null(it)).count() == 1)
-                });
-                let list = key.and_then(|key| node.remove(key));
-                let single = list.as_ref().and_then(Value::as_array).and_then(|list| {
-                    let mut list = list.iter().filter(|it| !is_null(it));
-                    list.next().cloned()
-                });
-                // A union of one variant is still a union: the name of the variant has to be there.
-                match single {
-                    Some(only) if key == Some("oneOf") && only.get("properties").is_some() => {
-                        node.insert("oneOf".to_owned(), json!([only]));
-                        return node;
-                    }
-                    single => single,
-                }
-            };
-            let Some(Value::Object(inner)) = inner else {
+            let Some(inner) = self.reference(&mut node) else {
                 break;
             };
-            // What stands beside a reference is about this place, and wins.
             for (key, value) in inner {
                 node.entry(key).or_insert(value);
             }
         }
         node
+    }
+
+    /// Takes out of `node` what stands for another node: a `$ref`, all of one, or one or null, since absent says the same
+    /// as null. One of one is a union all the same: the name of its variant has to be given.
+    fn reference(&self, node: &mut Map<String, Value>) -> Option<Map<String, Value>> {
+        if let Some(Value::String(reference)) = node.remove("$ref") {
+            let inner = self.root.pointer(reference.strip_prefix('#')?)?;
+            return inner.as_object().cloned();
+        }
+        for key in ["allOf", "anyOf", "oneOf"] {
+            let alternatives = node.get(key).and_then(Value::as_array);
+            let mut others = alternatives.into_iter().flatten().filter(|it| !is_null(it));
+            if let (Some(Value::Object(only)), None) = (others.next(), others.next())
+                && (key != "oneOf" || only_property(only).is_none())
+            {
+                let only = only.clone();
+                node.remove(key);
+                return Some(only);
+            }
+        }
+        None
     }
 }
 
