@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{UnixCredentials, getsockopt, sockopt},
+};
 use tracing::debug;
 use zerocopy::IntoBytes;
 
@@ -115,6 +118,14 @@ impl Session {
     #[must_use]
     pub fn wants_write(&self) -> bool {
         self.outbox.len() > 0
+    }
+
+    /// Whether the client has closed its end. What it sent before may still wait to be served.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        let hangup = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+        let mut fds = [PollFd::new(self.stream.as_fd(), hangup)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// When the session should be ended unless the client has negotiated by then.

@@ -1,5 +1,7 @@
 //! A session under a client that writes bytes by the specification, some of them wrong.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 use std::{
     fs::File,
     io::{IoSlice, Read, Write},

@@ -1,0 +1,90 @@
+//! The command line.
+
+use std::{os::fd::RawFd, path::PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Serves one emulated PCI device over vfio-user.
+///
+/// Exit codes: 0 ended by SIGTERM or SIGINT; 2 wrong usage; 70 internal failure; 73 a resource of the host can't be had
+/// (a TAP in use, a network namespace that is not there); 77 no permission; 78 bad configuration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vfu-device",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Lists the models that this program can serve.
+    Models {
+        /// With PCI ids and the JSON Schema of each model's configuration.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// The model to serve; `vfu-device models` lists them.
+    #[arg(required = true, default_value = "")]
+    pub(crate) model: String,
+    /// Make a listening socket at this path, and remove it at the end.
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    pub(crate) socket_path: Option<PathBuf>,
+    /// Serve this inherited listening AF_UNIX stream socket.
+    #[arg(long, value_name = "N")]
+    pub(crate) fd: Option<RawFd>,
+    /// The model's configuration: JSON, or @FILE to read it from.
+    #[arg(long, value_name = "JSON|@FILE", default_value = "{}")]
+    pub(crate) config: String,
+    /// Take commands and report status on this inherited listening AF_UNIX seqpacket socket.
+    #[arg(long, value_name = "N")]
+    pub(crate) control_fd: Option<RawFd>,
+    /// How log lines look. VFU_LOG sets what is logged (`info`, `debug`, `vfio_user=trace`).
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// Print what this program can do, as JSON, and exit.
+    #[arg(long)]
+    pub(crate) print_capabilities: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn one_socket_is_needed() {
+        assert!(parse("vfu-device e1000").is_err());
+        assert!(parse("vfu-device --fd 3").is_err());
+        assert!(parse("vfu-device e1000 --fd 3 --socket-path /x").is_err());
+        assert_eq!(parse("vfu-device e1000 --fd 3").unwrap().serve.fd, Some(3));
+        assert!(parse("vfu-device e1000 --print-capabilities").is_ok());
+    }
+
+    #[test]
+    fn models_needs_nothing_else() {
+        assert!(matches!(
+            parse("vfu-device models --json").unwrap().command,
+            Some(Command::Models { json: true })
+        ));
+    }
+}

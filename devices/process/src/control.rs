@@ -1,0 +1,243 @@
+//! The control socket: an agent learns the device's status and asks for resets.
+//!
+//! A listening AF_UNIX seqpacket socket whose path belongs to the agent, so that an agent that was restarted can connect
+//! again. One packet is one JSON object. Status is sent to every connection when it is made and whenever it changes.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd, BorrowedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use crate::{failure::Failure, inherit};
+
+/// Connections at once: an agent, its successor, and someone who looks.
+pub(crate) const MAX_PEERS: usize = 8;
+const MAX_PACKET_BYTES: usize = 64 << 10;
+
+/// The listening socket, if there is one, and the connections.
+pub(crate) struct Control {
+    // A std listener serves any AF_UNIX socket; packets keep their boundaries through read and write.
+    listener: Option<UnixListener>,
+    peers: [Option<UnixStream>; MAX_PEERS],
+}
+
+/// What the device is doing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Status {
+    pub(crate) pid: u32,
+    pub(crate) state: State,
+    pub(crate) client: Option<Client>,
+    pub(crate) resets: Resets,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// No client.
+    Listening,
+    /// A VMM is using the device.
+    Connected,
+}
+
+/// The VMM.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Client {
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) executable: Option<String>,
+}
+
+/// How often the device went back to its power-on state, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Resets {
+    /// The client's DEVICE_RESET.
+    pub(crate) device_reset: u64,
+    /// The guest's driver, through a register.
+    pub(crate) software: u64,
+    /// The client went away.
+    pub(crate) lost_connection: u64,
+    /// The control socket.
+    pub(crate) api: u64,
+}
+
+/// What an agent asks for.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Request {
+    Reset { id: u64 },
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Message<'a> {
+    Status(&'a Status),
+    Failed(&'a Failure),
+    Reply { id: u64, ok: bool },
+    Error { message: String },
+}
+
+impl Control {
+    /// Takes over the socket that `--control-fd` names.
+    pub(crate) fn new(fd: Option<RawFd>) -> Result<Self, Failure> {
+        let peers = [const { None }; MAX_PEERS];
+        let Some(fd) = fd else {
+            return Ok(Self {
+                listener: None,
+                peers,
+            });
+        };
+        let listener = UnixListener::from(inherit::take("control-fd", fd)?);
+        listener.set_nonblocking(true).map_err(|error| {
+            Failure::invalid(format!(
+                "--control-fd {fd}: {error}; pass a listening socket"
+            ))
+        })?;
+        Ok(Self {
+            listener: Some(listener),
+            peers,
+        })
+    }
+
+    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn peer(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.peers.get(index)?.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes the next waiting connection, tells it `status`, and returns its index. `Ok(None)`: none is left, or it was
+    /// one too many.
+    pub(crate) fn accept(&mut self, status: &Status) -> io::Result<Option<usize>> {
+        let Some(listener) = &self.listener else {
+            return Ok(None);
+        };
+        let (peer, _) = match listener.accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            accepted => accepted?,
+        };
+        peer.set_nonblocking(true)?;
+        let Some(index) = self.peers.iter().position(Option::is_none) else {
+            warn!("a control connection above {MAX_PEERS} was closed");
+            return Ok(None);
+        };
+        self.peers[index] = Some(peer);
+        self.send(index, &Message::Status(status));
+        Ok(Some(index))
+    }
+
+    /// The next request of a connection, if one has arrived. What is no request is answered with an error.
+    pub(crate) fn receive(&mut self, index: usize) -> Option<Request> {
+        let peer = self.peers.get_mut(index)?.as_mut()?;
+        let mut packet = vec![0; MAX_PACKET_BYTES];
+        match peer.read(&mut packet) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                None
+            }
+            Ok(0) | Err(_) => {
+                self.peers[index] = None;
+                None
+            }
+            Ok(len) => match serde_json::from_slice(&packet[..len]) {
+                Ok(request) => Some(request),
+                Err(error) => {
+                    self.send(
+                        index,
+                        &Message::Error {
+                            message: format!("not a request: {error}"),
+                        },
+                    );
+                    None
+                }
+            },
+        }
+    }
+
+    /// Says that a request was carried out.
+    pub(crate) fn reply(&mut self, index: usize, id: u64) {
+        self.send(index, &Message::Reply { id, ok: true });
+    }
+
+    /// Tells every connection.
+    pub(crate) fn send_status(&mut self, status: &Status) {
+        for index in 0..MAX_PEERS {
+            self.send(index, &Message::Status(status));
+        }
+    }
+
+    /// Tells everybody who has connected by now that the device will not be served.
+    pub(crate) fn send_failure(&mut self, failure: &Failure) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        for (mut peer, _) in std::iter::from_fn(|| listener.accept().ok()).take(MAX_PEERS) {
+            let packet = serde_json::to_vec(&Message::Failed(failure)).unwrap_or_default();
+            if let Err(error) = peer.write(&packet) {
+                debug!(%error, "the failure was not told");
+            }
+        }
+    }
+
+    /// Sends a packet, or closes a connection that does not take it.
+    fn send(&mut self, index: usize, message: &Message<'_>) {
+        let Some(peer) = self.peers.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        let packet = serde_json::to_vec(message).unwrap_or_default();
+        if let Err(error) = peer.write(&packet) {
+            debug!(%error, "control connection closed");
+            self.peers[index] = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_the_documented_form() {
+        let status = Status {
+            pid: 7,
+            state: State::Connected,
+            client: Some(Client {
+                pid: 1,
+                uid: 2,
+                gid: 3,
+                executable: Some("/usr/bin/vmm".into()),
+            }),
+            resets: Resets {
+                software: 4,
+                ..Resets::default()
+            },
+        };
+        assert_eq!(
+            serde_json::to_value(Message::Status(&status)).unwrap(),
+            serde_json::json!({
+                "type": "status", "pid": 7, "state": "connected",
+                "client": {"pid": 1, "uid": 2, "gid": 3, "executable": "/usr/bin/vmm"},
+                "resets": {"device_reset": 0, "software": 4, "lost_connection": 0, "api": 0},
+            })
+        );
+        let failure = Failure::invalid("no".into());
+        assert_eq!(
+            serde_json::to_value(Message::Failed(&failure)).unwrap(),
+            serde_json::json!({"type": "failed", "field": null, "kind": "INVALID", "message": "no"})
+        );
+        let request: Request =
+            serde_json::from_str(r#"{"type":"reset","id":7,"later":true}"#).unwrap();
+        assert_eq!(request, Request::Reset { id: 7 });
+    }
+}

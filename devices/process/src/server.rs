@@ -1,0 +1,449 @@
+//! The loop: one epoll over the listener, the client, the model's backend, the control socket and signals.
+//!
+//! ```text
+//!   listening --client connects--> connected --client leaves: model reset, DMA and IRQs dropped--> listening
+//! ```
+//!
+//! A second client is accepted and closed at once: left in the backlog it would wait for ever, and hang its VMM.
+
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        signal::{SigSet, SigmaskHow, Signal, pthread_sigmask},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+use pci::Function;
+use tracing::{debug, info, warn};
+use vfio_user::{Device as _, Lent, Listener, Session};
+
+use crate::{
+    args::Serve,
+    control::{Client, Control, Request, Resets, State, Status},
+    failure::Failure,
+    inherit,
+    throttle::Throttle,
+};
+
+const MAX_CONFIG_BYTES: usize = 1 << 20;
+/// How long no client is accepted after accept failed, so that the loop does not spin while descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the agent is told at most.
+const STATUS_PERIOD: Duration = Duration::from_millis(100);
+
+/// What an epoll event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Listener,
+    Client,
+    Backend,
+    Signal,
+    Control,
+    Peer(usize),
+}
+
+impl Token {
+    const FIRST_PEER: u64 = 5;
+
+    fn to_u64(self) -> u64 {
+        match self {
+            Self::Listener => 0,
+            Self::Client => 1,
+            Self::Backend => 2,
+            Self::Signal => 3,
+            Self::Control => 4,
+            Self::Peer(index) => Self::FIRST_PEER + index as u64,
+        }
+    }
+
+    fn from_u64(number: u64) -> Self {
+        match number {
+            0 => Self::Listener,
+            1 => Self::Client,
+            2 => Self::Backend,
+            3 => Self::Signal,
+            4 => Self::Control,
+            peer => Self::Peer((peer - Self::FIRST_PEER) as usize),
+        }
+    }
+}
+
+/// One device and everything that its loop waits for.
+pub(crate) struct Server {
+    function: Function<Box<dyn pci::Device>>,
+    listener: Listener,
+    session: Option<Connected>,
+    /// What a device without a client has to work with: nothing.
+    nobody: Lent,
+    epoll: Epoll,
+    signals: SignalFd,
+    accept_again: Option<Instant>,
+    /// Of sessions that are over.
+    resets: Resets,
+    /// What the agent knows: whether there is a client, and the resets; and when it was told.
+    told: (bool, Resets),
+    told_at: Option<Instant>,
+    log: Log,
+}
+
+/// Lines that a client can cause at will.
+#[derive(Default)]
+struct Log {
+    connected: Throttle,
+    disconnected: Throttle,
+    turned_away: Throttle,
+}
+
+struct Connected {
+    session: Session,
+    client: Option<Client>,
+    /// What epoll watches the connection for.
+    watched: EpollFlags,
+}
+
+impl Server {
+    /// Makes everything that can fail before the first client: socket, model, backend.
+    pub(crate) fn open(args: &Serve, control: &mut Control) -> Result<Self, Failure> {
+        let listener = match (&args.socket_path, args.fd) {
+            (Some(path), _) => Listener::bind(path)?,
+            (None, Some(fd)) => Listener::from_fd(inherit::take("fd", fd)?)?,
+            (None, None) => {
+                return Err(Failure::invalid(
+                    "no socket: pass --socket-path or --fd".into(),
+                ));
+            }
+        };
+        let device = models::open(&args.model, read_config(&args.config)?)?;
+        Self::with(listener, device, control)
+            .map_err(|errno| Failure::internal(format!("set up the event loop: {errno}")))
+    }
+
+    fn with(
+        listener: Listener,
+        device: Box<dyn pci::Device>,
+        control: &Control,
+    ) -> Result<Self, Errno> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGTERM);
+        mask.add(Signal::SIGINT);
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let server = Self {
+            function: Function::new(device),
+            listener,
+            session: None,
+            nobody: Lent::default(),
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            signals,
+            accept_again: None,
+            resets: Resets::default(),
+            told: (false, Resets::default()),
+            told_at: None,
+            log: Log::default(),
+        };
+        server.watch(&server.listener, Token::Listener)?;
+        server.watch(&server.signals, Token::Signal)?;
+        if let Some(fd) = server.function.fd() {
+            server.watch(fd, Token::Backend)?;
+        }
+        if let Some(fd) = control.listener() {
+            server.watch(fd, Token::Control)?;
+        }
+        Ok(server)
+    }
+
+    /// Serves until a signal says to end.
+    pub(crate) fn run(mut self, mut control: Control) -> Result<Signal, Errno> {
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            let count = match self.epoll.wait(&mut events, self.timeout(Instant::now())) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(errno),
+            };
+            let now = Instant::now();
+            let mut backend_ready = false;
+            for event in &events[..count] {
+                match Token::from_u64(event.data()) {
+                    Token::Listener => self.accept(now)?,
+                    Token::Client => self.serve(now),
+                    Token::Backend => backend_ready = true,
+                    Token::Signal => {
+                        if let Some(signal) = self.signal()? {
+                            return Ok(signal);
+                        }
+                    }
+                    Token::Control => self.accept_control(&mut control)?,
+                    Token::Peer(index) => self.serve_control(&mut control, index),
+                }
+            }
+            self.keep_deadlines(backend_ready, now)?;
+            self.watch_client()?;
+            self.tell_status(&mut control, now);
+        }
+    }
+
+    /// Until the next thing is due.
+    fn timeout(&self, now: Instant) -> EpollTimeout {
+        let session = self
+            .session
+            .as_ref()
+            .and_then(|connected| connected.session.deadline());
+        let due = [
+            self.function.deadline(),
+            session,
+            self.accept_again,
+            self.status_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        match due.map(|due| due.saturating_duration_since(now)) {
+            None => EpollTimeout::NONE,
+            Some(Duration::ZERO) => EpollTimeout::ZERO,
+            // Rounded up, so that a deadline a fraction of a millisecond away does not spin.
+            Some(wait) => u16::try_from(wait.as_millis() + 1)
+                .map_or(EpollTimeout::from(u16::MAX), EpollTimeout::from),
+        }
+    }
+
+    fn keep_deadlines(&mut self, backend_ready: bool, now: Instant) -> Result<(), Errno> {
+        if backend_ready || self.function.deadline().is_some_and(|due| due <= now) {
+            let lent = self
+                .session
+                .as_mut()
+                .map_or(&mut self.nobody, |connected| connected.session.lent());
+            self.function.run(lent, now);
+        }
+        if self
+            .session
+            .as_ref()
+            .and_then(|connected| connected.session.deadline())
+            .is_some_and(|due| due <= now)
+        {
+            self.disconnect("it did not negotiate in time", now);
+        }
+        if self.accept_again.is_some_and(|due| due <= now) {
+            self.accept_again = None;
+            self.watch(&self.listener, Token::Listener)?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, now: Instant) -> Result<(), Errno> {
+        let stream = match self.listener.accept() {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                warn!(%error, "no client can be accepted for a second");
+                self.accept_again = Some(now + ACCEPT_PAUSE);
+                return self.epoll.delete(&self.listener);
+            }
+        };
+        // A client that has left and come back at once (a guest's reboot) is heard of in any order.
+        while let Some(Connected { session, .. }) = &self.session
+            && session.has_hung_up()
+        {
+            if session.is_blocked() {
+                self.disconnect("it left without taking its replies", now);
+            } else {
+                self.serve(now);
+            }
+        }
+        if let Some(connected) = &self.session {
+            if let Some(suppressed) = self.log.turned_away.pass(now) {
+                let user = connected.client.as_ref().map(|client| client.pid);
+                warn!(
+                    ?user,
+                    suppressed, "a second client was closed: the device is in use"
+                );
+            }
+            return Ok(());
+        }
+        let session = match Session::new(stream, &self.function, now) {
+            Ok(session) => session,
+            Err(error) => {
+                warn!(%error, "a client could not be served");
+                return Ok(());
+            }
+        };
+        self.watch(&session, Token::Client)?;
+        let client = session.credentials().ok().map(|credentials| Client {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            executable: std::fs::read_link(format!("/proc/{}/exe", credentials.pid()))
+                .ok()
+                .map(|path| path.to_string_lossy().into_owned()),
+        });
+        if let Some(suppressed) = self.log.connected.pass(now) {
+            info!(?client, suppressed, "client connected");
+        }
+        self.session = Some(Connected {
+            session,
+            client,
+            watched: EpollFlags::EPOLLIN,
+        });
+        Ok(())
+    }
+
+    fn serve(&mut self, now: Instant) {
+        let Some(connected) = &mut self.session else {
+            return;
+        };
+        if let Err(closed) = connected.session.serve(&mut self.function) {
+            let source = std::error::Error::source(&closed).map(|source| format!(": {source}"));
+            self.disconnect(&format!("{closed}{}", source.unwrap_or_default()), now);
+        }
+    }
+
+    /// The client is gone: its memory is unmapped, its eventfds are closed, and the model is as after power-on.
+    fn disconnect(&mut self, why: &str, now: Instant) {
+        let Some(Connected {
+            session, client, ..
+        }) = self.session.take()
+        else {
+            return;
+        };
+        if let Some(suppressed) = self.log.disconnected.pass(now) {
+            info!(?client, why, suppressed, "client disconnected");
+        }
+        self.resets.device_reset += session.device_resets();
+        self.resets.lost_connection += 1;
+        drop(session);
+        self.function.reset(&mut self.nobody);
+    }
+
+    fn signal(&self) -> Result<Option<Signal>, Errno> {
+        let info = self.signals.read_signal()?;
+        Ok(info
+            .and_then(|info| i32::try_from(info.ssi_signo).ok())
+            .and_then(|number| Signal::try_from(number).ok()))
+    }
+
+    fn accept_control(&mut self, control: &mut Control) -> Result<(), Errno> {
+        let status = self.status();
+        match control.accept(&status) {
+            Ok(Some(index)) => control
+                .peer(index)
+                .map_or(Ok(()), |fd| self.watch(fd, Token::Peer(index))),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                debug!(%error, "no control connection could be accepted");
+                Ok(())
+            }
+        }
+    }
+
+    fn serve_control(&mut self, control: &mut Control, index: usize) {
+        match control.receive(index) {
+            Some(Request::Reset { id }) => {
+                let lent = self
+                    .session
+                    .as_mut()
+                    .map_or(&mut self.nobody, |connected| connected.session.lent());
+                self.function.reset(lent);
+                self.resets.api += 1;
+                info!("reset through the control socket");
+                control.reply(index, id);
+            }
+            None => {}
+        }
+    }
+
+    /// Tells the agent what has changed, at most once per [`STATUS_PERIOD`]: a guest that resets its device in a loop must
+    /// not flood it.
+    fn tell_status(&mut self, control: &mut Control, now: Instant) {
+        if self.status_due().is_some_and(|due| due <= now) {
+            control.send_status(&self.status());
+            self.told = self.news();
+            self.told_at = Some(now);
+        }
+    }
+
+    fn status_due(&self) -> Option<Instant> {
+        let soonest = self
+            .told_at
+            .map_or_else(Instant::now, |told_at| told_at + STATUS_PERIOD);
+        (self.news() != self.told).then_some(soonest)
+    }
+
+    fn news(&self) -> (bool, Resets) {
+        let mut resets = self.resets;
+        resets.software = self.function.software_resets();
+        resets.device_reset += self
+            .session
+            .as_ref()
+            .map_or(0, |connected| connected.session.device_resets());
+        (self.session.is_some(), resets)
+    }
+
+    fn status(&self) -> Status {
+        let (connected, resets) = self.news();
+        Status {
+            pid: std::process::id(),
+            state: if connected {
+                State::Connected
+            } else {
+                State::Listening
+            },
+            client: self
+                .session
+                .as_ref()
+                .and_then(|connected| connected.client.clone()),
+            resets,
+        }
+    }
+
+    fn watch(&self, fd: impl AsFd, token: Token) -> Result<(), Errno> {
+        self.epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_u64()))
+    }
+
+    /// Waits for room to write while replies wait, and for requests unless too many replies wait.
+    fn watch_client(&mut self) -> Result<(), Errno> {
+        let Some(Connected {
+            session, watched, ..
+        }) = &mut self.session
+        else {
+            return Ok(());
+        };
+        let mut wanted = EpollFlags::empty();
+        wanted.set(EpollFlags::EPOLLOUT, session.wants_write());
+        wanted.set(EpollFlags::EPOLLIN, !session.is_blocked());
+        if wanted != *watched {
+            self.epoll.modify(
+                &*session,
+                &mut EpollEvent::new(wanted, Token::Client.to_u64()),
+            )?;
+            *watched = wanted;
+        }
+        Ok(())
+    }
+}
+
+fn read_config(argument: &str) -> Result<serde_json::Value, Failure> {
+    let text = match argument.strip_prefix('@') {
+        None => argument.to_owned(),
+        Some(path) => {
+            let file = std::fs::File::open(path).and_then(|file| {
+                let mut text = String::new();
+                std::io::Read::read_to_string(
+                    &mut std::io::Read::take(file, MAX_CONFIG_BYTES as u64),
+                    &mut text,
+                )?;
+                Ok(text)
+            });
+            file.map_err(|error| Failure::invalid(format!("configuration file {path}: {error}")))?
+        }
+    };
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::invalid(format!("configuration is not JSON: {error}")))
+}
