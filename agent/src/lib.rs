@@ -1,1 +1,169 @@
-//! To be written.
+//! The agent: one process per host that makes, watches and removes devices for whoever calls its
+//! API. It touches no guest and knows no device model; a device is a process of its own, which the
+//! agent starts, finds again and ends.
+
+mod config;
+mod models;
+mod rpc;
+mod schema;
+mod socket;
+mod store;
+mod supervisor;
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use proto::v1::agent_service_server::AgentServiceServer;
+use proto::v1::device_service_server::DeviceServiceServer;
+use proto::v1::model_service_server::ModelServiceServer;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+pub use self::config::{Args, Config, LogFormat};
+pub use self::socket::{Error as SocketError, bind_api};
+pub use self::store::Error as StoreError;
+
+/// How long calls under way may go on after the agent has been asked to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why the agent can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory can't be used.
+    #[error("{operation} {}", path.display())]
+    Directory {
+        /// What was tried.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent has the run directory.
+    #[error(
+        "{} is in use by another agent: stop it, or give this one another --run-dir",
+        path.display()
+    )]
+    Locked {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// The store can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Reflection can't be served.
+    #[error("read the descriptors of the API")]
+    Descriptors(#[from] tonic_reflection::server::Error),
+    /// Serving failed.
+    #[error("serve the API")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// The run directory, locked: while it is held no other agent uses it.
+#[derive(Debug)]
+pub struct RunLock(#[expect(dead_code, reason = "held, not used")] Flock<File>);
+
+/// Makes the run directory and locks it. Comes before the API's socket is made, so that of two
+/// agents that start at once one is refused.
+pub fn lock(config: &Config) -> Result<RunLock, Error> {
+    let path = config.run_dir.clone();
+    let at = |operation| {
+        let path = path.clone();
+        move |source| Error::Directory {
+            operation,
+            path,
+            source,
+        }
+    };
+    std::fs::create_dir_all(config.devices_dir()).map_err(at("make"))?;
+    let directory = File::open(&path).map_err(at("open"))?;
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(RunLock(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Locked { path }),
+        Err((_, errno)) => Err(at("lock")(errno.into())),
+    }
+}
+
+/// Serves the API on `listener` until `shutdown`. Devices live on; the next agent finds them.
+pub async fn run(
+    config: Config,
+    _lock: RunLock,
+    listener: UnixListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    let boot_id = boot_id()?;
+    let store = store::Store::open(&config.state_dir)?;
+    let models = models::Models::new(config.device_program.as_deref());
+    let max_calls = config.max_calls;
+    if let Err(error) = models.get().await {
+        tracing::warn!(
+            error = supervisor::chain(&error),
+            "no devices can be made yet"
+        );
+    }
+
+    let (end, ending) = watch::channel(false);
+    let supervisor = supervisor::Supervisor::start(config, store, models, boot_id, ending.clone())?;
+    let supervisor = Arc::new(supervisor);
+    let service = rpc::Service::new(supervisor.clone());
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<DeviceServiceServer<rpc::Service>>()
+        .await;
+    health
+        .set_serving::<ModelServiceServer<rpc::Service>>()
+        .await;
+    health
+        .set_serving::<AgentServiceServer<rpc::Service>>()
+        .await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+
+    let ended = |mut ending: watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is as good.
+        let _ = ending.wait_for(|it| *it).await;
+    };
+    let server = Server::builder()
+        .layer(rpc::Calls::new(max_calls))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(DeviceServiceServer::new(service.clone()))
+        .add_service(ModelServiceServer::new(service.clone()))
+        .add_service(AgentServiceServer::new(service))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(ending.clone()));
+    tokio::pin!(server);
+    tracing::info!("serving");
+    let result = tokio::select! {
+        result = &mut server => result,
+        () = shutdown => {
+            tracing::info!("ending; devices live on");
+            end.send_replace(true);
+            // Callers that watch hold their connections open; the agent does not wait for them.
+            tokio::time::timeout(GRACE, server).await.unwrap_or(Ok(()))
+        }
+    };
+    end.send_replace(true);
+    supervisor.join().await;
+    Ok(result?)
+}
+
+fn boot_id() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Directory {
+        operation: "read",
+        path: path.into(),
+        source,
+    })?;
+    Ok(text.trim().to_owned())
+}

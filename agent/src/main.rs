@@ -1,2 +1,65 @@
-//! To be written.
-fn main() {}
+//! `vfu-agent`: flags, logs, runtime, signals. What it does is in the library.
+
+use std::io;
+
+use agent::{Args, Config, LogFormat};
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    init_logs(args.log_format)?;
+    let config = Config::new(&args).context("find the current directory")?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+
+    let lock = agent::lock(&config)?;
+    let path = config.listen.clone();
+    let listener = agent::bind_api(&path)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %path.display(),
+        run_dir = %config.run_dir.display(),
+        state_dir = %config.state_dir.display(),
+        "starting"
+    );
+    let result = agent::run(config, lock, listener, shutdown).await;
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "remove the API's socket");
+        }
+        _ => {}
+    }
+    Ok(result?)
+}
+
+fn init_logs(format: LogFormat) -> anyhow::Result<()> {
+    let filter = match std::env::var("VFU_LOG") {
+        Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("VFU_LOG={text}"))?,
+        Err(_) => EnvFilter::new("info"),
+    };
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! The catalogue of models, as the device program tells it, and the check of configurations by the
+//! models' JSON Schemas. The agent knows no model itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jsonschema::Validator;
+use serde::Deserialize;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+
+use crate::schema::{self, Violation};
+
+const PROGRAM: &str = "vfu-device";
+const TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_CATALOGUE_BYTES: usize = 16 << 20;
+
+/// Why there is no catalogue.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "no device program: looked for {}; install vfu-device there, or name it with \
+         --device-program",
+        list(looked_at)
+    )]
+    Missing { looked_at: Vec<PathBuf> },
+    #[error("run {} models --json", program.display())]
+    Run {
+        program: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} models --json did not end within {TIMEOUT:?}", program.display())]
+    Late { program: PathBuf },
+    #[error("{} models --json: {status}: {stderr}", program.display())]
+    Exit {
+        program: PathBuf,
+        status: std::process::ExitStatus,
+        stderr: String,
+    },
+    #[error("{} models --json printed no catalogue", program.display())]
+    Parse {
+        program: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("schema of model {model} from {}: {message}", program.display())]
+    Schema {
+        program: PathBuf,
+        model: String,
+        message: String,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|it| it.display().to_string()).collect();
+    paths.join(", ")
+}
+
+/// A kind of device.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) description: String,
+    pub(crate) vendor_id: u32,
+    pub(crate) device_id: u32,
+    pub(crate) class_code: u32,
+    pub(crate) config_schema: serde_json::Value,
+    #[serde(skip)]
+    validator: Option<Arc<Validator>>,
+}
+
+impl Model {
+    /// Every field of `config` that the model does not take.
+    pub(crate) fn check(&self, config: &serde_json::Value) -> Vec<Violation> {
+        let validator = self
+            .validator
+            .as_ref()
+            .expect("the catalogue compiles every schema");
+        schema::violations(validator, &self.config_schema, config)
+    }
+}
+
+/// All models by name, and the program they come from.
+#[derive(Debug)]
+pub(crate) struct Catalogue {
+    pub(crate) program: PathBuf,
+    pub(crate) models: BTreeMap<String, Model>,
+    stamp: Stamp,
+}
+
+/// What tells one build of the program from the next.
+type Stamp = (SystemTime, u64);
+
+impl Catalogue {
+    /// Asks the program.
+    async fn load(program: &Path, stamp: Stamp) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            models: Vec<Model>,
+        }
+
+        let program = program.to_owned();
+        let child = Command::new(&program)
+            .args(["models", "--json"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = match tokio::time::timeout(TIMEOUT, child).await {
+            Err(_) => return Err(Error::Late { program }),
+            Ok(Err(source)) => return Err(Error::Run { program, source }),
+            Ok(Ok(output)) => output,
+        };
+        if !output.status.success() || output.stdout.len() > MAX_CATALOGUE_BYTES {
+            let mut stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            stderr.truncate(stderr.floor_char_boundary(1000));
+            return Err(Error::Exit {
+                program,
+                status: output.status,
+                stderr,
+            });
+        }
+        let answer: Answer = match serde_json::from_slice(&output.stdout) {
+            Ok(answer) => answer,
+            Err(source) => return Err(Error::Parse { program, source }),
+        };
+        let mut models = BTreeMap::new();
+        for mut model in answer.models {
+            match jsonschema::draft202012::new(&model.config_schema) {
+                Ok(validator) => model.validator = Some(Arc::new(validator)),
+                Err(error) => {
+                    return Err(Error::Schema {
+                        program,
+                        model: model.name,
+                        message: error.to_string(),
+                    });
+                }
+            }
+            models.insert(model.name.clone(), model);
+        }
+        Ok(Self {
+            program,
+            models,
+            stamp,
+        })
+    }
+}
+
+/// The catalogue as of now: asked for when it is first needed, and again when the program changed.
+#[derive(Debug)]
+pub(crate) struct Models {
+    candidates: Vec<PathBuf>,
+    loaded: Mutex<Option<Arc<Catalogue>>>,
+}
+
+impl Models {
+    /// A catalogue from `named`, else from the program beside this one, else from PATH.
+    pub(crate) fn new(named: Option<&Path>) -> Self {
+        let candidates = match named {
+            Some(path) => vec![path.to_owned()],
+            None => {
+                let beside = std::env::current_exe()
+                    .ok()
+                    .and_then(|it| it.parent().map(Path::to_owned));
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                beside
+                    .into_iter()
+                    .chain(std::env::split_paths(&path).filter(|it| it.is_absolute()))
+                    .map(|directory| directory.join(PROGRAM))
+                    .collect()
+            }
+        };
+        Self {
+            candidates,
+            loaded: Mutex::new(None),
+        }
+    }
+
+    /// The catalogue.
+    pub(crate) async fn get(&self) -> Result<Arc<Catalogue>, Error> {
+        let (program, stamp) = self.find()?;
+        // Held while the program runs: who comes meanwhile wants the same answer.
+        let mut loaded = self.loaded.lock().await;
+        match &*loaded {
+            Some(it) if it.program == program && it.stamp == stamp => Ok(it.clone()),
+            _ => {
+                let catalogue = Arc::new(Catalogue::load(program, stamp).await?);
+                tracing::info!(
+                    program = %program.display(),
+                    models = ?catalogue.models.keys().collect::<Vec<_>>(),
+                    "catalogue loaded"
+                );
+                Ok(loaded.insert(catalogue).clone())
+            }
+        }
+    }
+
+    fn find(&self) -> Result<(&Path, Stamp), Error> {
+        self.candidates
+            .iter()
+            .find_map(|path| {
+                let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+                let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                Some((path.as_path(), (modified, metadata.len())))
+            })
+            .ok_or_else(|| Error::Missing {
+                looked_at: self.candidates.clone(),
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn write_program(path: &Path, body: &str) {
+        // Renamed into place: a file that is open for writing can't be run.
+        let hidden = path.with_extension("new");
+        std::fs::write(&hidden, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(hidden, path).unwrap();
+    }
+
+    fn answer(names: &[&str]) -> String {
+        let models: Vec<_> = names
+            .iter()
+            .map(|name| {
+                serde_json::json!({
+                    "name": name, "description": "a model", "vendor_id": 0x8086,
+                    "device_id": 0x100e, "class_code": 0x2_0000, "config_schema": {"type": "object"}
+                })
+            })
+            .collect();
+        format!("echo '{}'", serde_json::json!({"models": models}))
+    }
+
+    #[tokio::test]
+    async fn a_program_that_appears_or_changes_is_asked_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("vfu-device");
+        let models = Models::new(Some(&program));
+        let error = models.get().await.unwrap_err();
+        assert!(error.to_string().contains(program.to_str().unwrap()));
+        assert!(error.to_string().contains("--device-program"));
+
+        write_program(&program, &answer(&["e1000"]));
+        let first = models.get().await.unwrap();
+        assert!(first.models.contains_key("e1000"));
+        assert!(Arc::ptr_eq(&first, &models.get().await.unwrap()));
+
+        write_program(&program, &answer(&["e1000", "nvme"]));
+        let second = models.get().await.unwrap();
+        assert!(second.models.contains_key("nvme"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_quoted() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("vfu-device");
+        write_program(&program, "echo broken >&2; exit 70");
+        let error = Models::new(Some(&program)).get().await.unwrap_err();
+        assert!(error.to_string().contains("exit status: 70: broken"));
+
+        write_program(&program, "echo '{\"models\": 12}'");
+        let error = Models::new(Some(&program)).get().await.unwrap_err();
+        assert!(matches!(error, Error::Parse { .. }), "{error:?}");
+    }
+}

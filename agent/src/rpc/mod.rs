@@ -1,0 +1,321 @@
+//! The services of `vfu.v1`: requests checked and handed to the supervisor, answers put into
+//! messages. What is not served says so, and what to do instead.
+
+mod convert;
+mod layer;
+mod status;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use proto::v1;
+use proto::v1::agent_service_server::AgentService;
+use proto::v1::device_service_server::DeviceService;
+use proto::v1::model_service_server::ModelService;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use self::convert::device_id;
+pub(crate) use self::layer::Calls;
+use self::status::{invalid_field, no_model, unserved, unserved_fields};
+use crate::schema::Violation;
+use crate::supervisor::{Device, Error, Life, Supervisor, chain};
+
+/// What tonic takes in one message unless it is told otherwise.
+pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// All services; clones serve the same devices.
+#[derive(Debug, Clone)]
+pub(crate) struct Service {
+    supervisor: Arc<Supervisor>,
+    start_time: SystemTime,
+}
+
+impl Service {
+    pub(crate) fn new(supervisor: Arc<Supervisor>) -> Self {
+        Self {
+            supervisor,
+            start_time: SystemTime::now(),
+        }
+    }
+
+    fn answer(&self, device: Device) -> v1::Device {
+        let path = self.supervisor.shared.socket_path(&device.record.id);
+        convert::device(device, path)
+    }
+}
+
+/// Refuses a `request_id` where it would not be remembered.
+fn refuse_request_id(request_id: &str, instead: &str) -> Result<(), Status> {
+    if request_id.is_empty() {
+        return Ok(());
+    }
+    let why = format!("not remembered for this call by this version of the agent; {instead}");
+    Err(unserved_fields(vec![Violation::new("request_id", why)]))
+}
+
+#[tonic::async_trait]
+impl DeviceService for Service {
+    async fn create_device(
+        &self,
+        request: Request<v1::CreateDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        let traceparent = convert::traceparent(request.metadata());
+        let request = request.into_inner();
+        let validate_only = request.validate_only;
+        let catalogue = self.supervisor.shared.models.get().await?;
+        let record = convert::record(request, &catalogue, traceparent)?;
+        if let Some(device) = self.supervisor.repeated(&record).await? {
+            return Ok(Response::new(self.answer(device)));
+        }
+        if validate_only {
+            self.supervisor.check(&record.id)?;
+            return Ok(Response::new(convert::validated(&record)));
+        }
+        let device = self.supervisor.create(record).await?;
+        Ok(Response::new(self.answer(device)))
+    }
+
+    async fn get_device(
+        &self,
+        request: Request<v1::GetDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        let device = self.supervisor.get(device_id(&request.get_ref().name)?)?;
+        Ok(Response::new(self.answer(device)))
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<v1::ListDevicesRequest>,
+    ) -> Result<Response<v1::ListDevicesResponse>, Status> {
+        let request = request.into_inner();
+        if !request.filter.is_empty() {
+            let why = "filters are not served by this version of the agent; list all and choose";
+            return Err(unserved_fields(vec![Violation::new("filter", why)]));
+        }
+        let count = convert::page_size(request.page_size)?;
+        let after = convert::page_after(&request.page_token)?;
+        let (devices, more) = self.supervisor.list(after, count);
+        let next_page_token = match devices.last() {
+            Some(last) if more => convert::page_token(&last.record.id),
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListDevicesResponse {
+            devices: devices.into_iter().map(|it| self.answer(it)).collect(),
+            next_page_token,
+            resource_version: String::new(),
+        }))
+    }
+
+    async fn update_device(
+        &self,
+        _: Request<v1::UpdateDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        let instead = "delete the device and create it as it shall be";
+        Err(unserved("UpdateDevice", instead))
+    }
+
+    async fn delete_device(
+        &self,
+        request: Request<v1::DeleteDeviceRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let id = device_id(&request.name)?;
+        refuse_request_id(&request.request_id, "allow_missing makes a repetition safe")?;
+        let deleted = async {
+            let device = self.supervisor.get(id)?;
+            Supervisor::check_etag(&device, &request.etag)?;
+            if request.validate_only {
+                return Supervisor::check_delete(&device, request.force);
+            }
+            self.supervisor.delete(id, request.force).await
+        };
+        match deleted.await {
+            Err(Error::Missing { .. }) if request.allow_missing => {}
+            result => result?,
+        }
+        Ok(Response::new(()))
+    }
+
+    async fn reset_device(
+        &self,
+        request: Request<v1::ResetDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        let request = request.into_inner();
+        let id = device_id(&request.name)?;
+        refuse_request_id(&request.request_id, "a second reset does no harm")?;
+        Supervisor::check_etag(&self.supervisor.get(id)?, &request.etag)?;
+        let device = self.supervisor.reset(id).await?;
+        Ok(Response::new(self.answer(device)))
+    }
+
+    async fn restart_device(
+        &self,
+        _: Request<v1::RestartDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        let instead = "end the device's process (its pid is in the status), and the agent starts \
+                       it again";
+        Err(unserved("RestartDevice", instead))
+    }
+
+    async fn plug_device(
+        &self,
+        _: Request<v1::PlugDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        let instead = "ask the VMM itself: vfuctl cmdline prints what to tell it";
+        Err(unserved("PlugDevice", instead))
+    }
+
+    async fn unplug_device(
+        &self,
+        _: Request<v1::UnplugDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        Err(unserved("UnplugDevice", "ask the VMM itself"))
+    }
+
+    type WatchDevicesStream = BoxStream<v1::WatchDevicesResponse>;
+
+    async fn watch_devices(
+        &self,
+        _: Request<v1::WatchDevicesRequest>,
+    ) -> Result<Response<Self::WatchDevicesStream>, Status> {
+        Err(unserved("WatchDevices", "call ListDevices again and again"))
+    }
+
+    type WatchStatsStream = BoxStream<v1::WatchStatsResponse>;
+
+    async fn watch_stats(
+        &self,
+        _: Request<v1::WatchStatsRequest>,
+    ) -> Result<Response<Self::WatchStatsStream>, Status> {
+        let instead = "GetDevice has the counts of resets";
+        Err(unserved("WatchStats", instead))
+    }
+
+    type ReadLogsStream = BoxStream<v1::ReadLogsResponse>;
+
+    async fn read_logs(
+        &self,
+        _: Request<v1::ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let instead = "read the file `log` beside the device's socket";
+        Err(unserved("ReadLogs", instead))
+    }
+
+    async fn list_events(
+        &self,
+        _: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<v1::ListEventsResponse>, Status> {
+        let instead =
+            "GetDevice has the last failure in its conditions, and the agent's log has all";
+        Err(unserved("ListEvents", instead))
+    }
+}
+
+#[tonic::async_trait]
+impl ModelService for Service {
+    async fn list_models(
+        &self,
+        request: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        let request = request.into_inner();
+        let count = convert::page_size(request.page_size)?;
+        let after = convert::page_after(&request.page_token)?.unwrap_or_default();
+        let catalogue = self.supervisor.shared.models.get().await?;
+        let mut rest = catalogue.models.values().filter(|it| *it.name > *after);
+        let models: Vec<_> = rest.by_ref().take(count).collect();
+        let next_page_token = match (models.last(), rest.next()) {
+            (Some(last), Some(_)) => convert::page_token(&last.name),
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListModelsResponse {
+            models: models.into_iter().map(convert::model).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::Model>, Status> {
+        let Some(name) = request.get_ref().name.strip_prefix("models/") else {
+            let why = "must be models/ and a name, as in models/e1000";
+            return Err(invalid_field("name", why));
+        };
+        let catalogue = self.supervisor.shared.models.get().await?;
+        match catalogue.models.get(name) {
+            Some(model) => Ok(Response::new(convert::model(model))),
+            None => Err(no_model(name, &convert::known_models(&catalogue))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Service {
+    async fn get_agent(
+        &self,
+        request: Request<v1::GetAgentRequest>,
+    ) -> Result<Response<v1::Agent>, Status> {
+        if !matches!(&*request.get_ref().name, "" | "agent") {
+            return Err(invalid_field("name", "must be agent, or empty"));
+        }
+        let shared = &self.supervisor.shared;
+        let config = &shared.config;
+        let device_program = match shared.models.get().await {
+            Ok(catalogue) => v1::DeviceProgram {
+                path: catalogue.program.display().to_string(),
+                models: catalogue.models.keys().cloned().collect(),
+                error: String::new(),
+            },
+            Err(error) => v1::DeviceProgram {
+                error: chain(&error),
+                ..v1::DeviceProgram::default()
+            },
+        };
+        let count = |life| to_i32(self.supervisor.count(life));
+        let mut device_counts = v1::DeviceCounts {
+            total: 0,
+            starting: count(Life::Starting),
+            ready: count(Life::Ready),
+            connected: count(Life::Connected),
+            failed: count(Life::Failed),
+            deleting: count(Life::Deleting),
+        };
+        let v1::DeviceCounts {
+            total: _,
+            starting,
+            ready,
+            connected,
+            failed,
+            deleting,
+        } = device_counts;
+        device_counts.total = starting + ready + connected + failed + deleting;
+        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Ok(Response::new(v1::Agent {
+            name: "agent".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: i32::try_from(std::process::id()).unwrap_or_default(),
+            start_time: Some(self.start_time.into()),
+            boot_id: shared.boot_id.clone(),
+            hostname: hostname.trim().to_owned(),
+            run_dir: config.run_dir.display().to_string(),
+            state_dir: config.state_dir.display().to_string(),
+            device_program: Some(device_program),
+            device_counts: Some(device_counts),
+            limits: Some(v1::AgentLimits {
+                devices: to_i32(config.max_devices),
+                concurrent_calls: to_i32(config.max_calls),
+                request_bytes: to_i64(MAX_REQUEST_BYTES),
+                config_bytes: to_i64(convert::MAX_CONFIG_BYTES),
+            }),
+        }))
+    }
+}
+
+fn to_i32(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+fn to_i64(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

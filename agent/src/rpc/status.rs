@@ -1,0 +1,205 @@
+//! Our errors as gRPC's: a code, a message with cause and cure, and details for programs.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::schema::Violation;
+use crate::supervisor::{Error, RefusalKind, StartError, chain};
+use crate::{models, socket};
+
+const DOMAIN: &str = "vfu.dev";
+const DEVICE: &str = "vfu.dev/Device";
+const CONFIG: &str = "device.spec.config";
+
+/// How long to wait before a call that may succeed later is made again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Fields of the request that break a rule.
+pub(super) fn invalid(violations: Vec<Violation>) -> Status {
+    let message = violations
+        .iter()
+        .map(|it| format!("{}: {}", it.field, it.description))
+        .collect::<Vec<_>>()
+        .join("; ");
+    let violations: Vec<_> = violations
+        .into_iter()
+        .map(|it| FieldViolation::new(it.field, it.description))
+        .collect();
+    let mut details = ErrorDetails::with_bad_request(violations);
+    details.set_error_info("INVALID", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// One field of the request that breaks a rule.
+pub(super) fn invalid_field(field: &str, description: impl Into<String>) -> Status {
+    invalid(vec![Violation::new(field, description)])
+}
+
+/// Fields that this agent does not serve yet.
+pub(super) fn unserved_fields(violations: Vec<Violation>) -> Status {
+    let status = invalid(violations);
+    let mut details = status.get_error_details();
+    details.set_error_info("UNSERVED", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Unimplemented, status.message(), details)
+}
+
+/// An RPC that this agent does not serve yet.
+pub(super) fn unserved(rpc: &str, instead: &str) -> Status {
+    let message = format!("{rpc} is not served by this version of the agent; {instead}");
+    let metadata = HashMap::from([("rpc".to_owned(), rpc.to_owned())]);
+    let details = ErrorDetails::with_error_info("UNSERVED", DOMAIN, metadata);
+    Status::with_error_details(Code::Unimplemented, message, details)
+}
+
+/// Too many calls at once.
+pub(super) fn overloaded(limit: usize) -> Status {
+    let message = format!("{limit} calls are under way, which is this agent's limit; try again");
+    let mut details = ErrorDetails::with_retry_info(Some(RETRY));
+    details.set_error_info("TOO_MANY_CALLS", DOMAIN, HashMap::new());
+    details.add_quota_failure_violation("agent/calls", format!("limit {limit}"));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// A model that there is not.
+pub(super) fn no_model(name: &str, known: &str) -> Status {
+    let message = format!("there is no model {name}; there are: {known}");
+    let mut details = ErrorDetails::with_resource_info(
+        "vfu.dev/Model",
+        format!("models/{name}"),
+        "",
+        message.clone(),
+    );
+    details.set_error_info("MODEL_NOT_FOUND", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::NotFound, message, details)
+}
+
+impl From<models::Error> for Status {
+    fn from(error: models::Error) -> Self {
+        start(None, &StartError::Program(error))
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let message = chain(&error);
+        let about = |id: &str, reason: &str, code: Code| {
+            let name = format!("devices/{id}");
+            let metadata = HashMap::from([("device".to_owned(), name.clone())]);
+            let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+            match code {
+                Code::FailedPrecondition => {
+                    details.add_precondition_failure_violation(reason, name, message.clone());
+                }
+                Code::Unavailable => {
+                    details.set_retry_info(Some(RETRY));
+                }
+                _ => {
+                    details.set_resource_info(DEVICE, name, "", message.clone());
+                }
+            }
+            (code, details)
+        };
+        let (code, details) = match &error {
+            Error::Exists { id } => about(id, "DEVICE_EXISTS", Code::AlreadyExists),
+            Error::Missing { id } => about(id, "DEVICE_NOT_FOUND", Code::NotFound),
+            Error::Etag { id, .. } => about(id, "ETAG_MISMATCH", Code::Aborted),
+            Error::RequestReused { .. } => {
+                return invalid_field("request_id", message);
+            }
+            Error::Full { limit } => {
+                let mut details =
+                    ErrorDetails::with_error_info("TOO_MANY_DEVICES", DOMAIN, HashMap::new());
+                details.add_quota_failure_violation("agent/devices", format!("limit {limit}"));
+                (Code::ResourceExhausted, details)
+            }
+            Error::Path(_) => {
+                let cure = "choose a shorter id, or give the agent a shorter --run-dir";
+                return invalid_field("device_id", format!("{message}; {cure}"));
+            }
+            Error::Orphan { id, .. } => about(id, "DIRECTORY_IN_USE", Code::FailedPrecondition),
+            Error::Connected { id, .. } => {
+                let (code, details) = about(id, "CLIENT_CONNECTED", Code::FailedPrecondition);
+                let cure = "end that process or unplug the device there, or delete with force \
+                            (vfuctl delete --force)";
+                return Self::with_error_details(code, format!("{message}; {cure}"), details);
+            }
+            Error::NotServing { id, .. } => {
+                about(id, "DEVICE_NOT_SERVED", Code::FailedPrecondition)
+            }
+            Error::Refused { id, .. } => about(id, "DEVICE_REFUSED", Code::FailedPrecondition),
+            Error::NoAnswer { id, .. } | Error::Ask { id, .. } => {
+                about(id, "DEVICE_NO_ANSWER", Code::Unavailable)
+            }
+            Error::Start { id, failure } => return start(Some(id), failure),
+            Error::NotDurable { id, .. } | Error::NotRemoved { id, .. } => {
+                about(id, "HOST_STORAGE", Code::FailedPrecondition)
+            }
+            Error::DeletedMeanwhile { id } => about(id, "DEVICE_DELETED", Code::Aborted),
+            Error::ShuttingDown => {
+                let mut details =
+                    ErrorDetails::with_error_info("SHUTTING_DOWN", DOMAIN, HashMap::new());
+                details.set_retry_info(Some(RETRY));
+                (Code::Unavailable, details)
+            }
+        };
+        Self::with_error_details(code, message, details)
+    }
+}
+
+/// A device that could not be started.
+fn start(id: Option<&str>, failure: &StartError) -> Status {
+    let message = match id {
+        Some(id) => format!("device {id}: {}", chain(failure)),
+        None => chain(failure),
+    };
+    let reason = failure.reason();
+    let mut metadata = HashMap::new();
+    let mut subject = "host".to_owned();
+    let code = match failure {
+        StartError::Refused(refusal) => {
+            let field = match refusal.field.as_deref() {
+                None | Some("") => CONFIG.to_owned(),
+                Some(field) => format!("{CONFIG}.{field}"),
+            };
+            if refusal.kind == RefusalKind::Invalid {
+                return invalid_field(&field, refusal.message.clone());
+            }
+            metadata.insert("field".to_owned(), field.clone());
+            subject = field;
+            Code::FailedPrecondition
+        }
+        StartError::Socket(socket::Error::TooLong { .. }) => {
+            return invalid_field("device_id", message);
+        }
+        StartError::Ended { .. } | StartError::Program(_) | StartError::Spawn { .. } => {
+            Code::FailedPrecondition
+        }
+        StartError::Late { .. } => Code::Unavailable,
+        StartError::Store(_)
+        | StartError::Directory { .. }
+        | StartError::Socket(_)
+        | StartError::Control(_) => match reason {
+            "STORAGE_FULL" => Code::ResourceExhausted,
+            _ => Code::FailedPrecondition,
+        },
+    };
+    if let Some(id) = id {
+        metadata.insert("device".to_owned(), format!("devices/{id}"));
+    }
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    match code {
+        Code::Unavailable => {
+            details.set_retry_info(Some(RETRY));
+        }
+        Code::ResourceExhausted => {
+            details.add_quota_failure_violation(subject, message.clone());
+        }
+        _ => {
+            details.add_precondition_failure_violation(reason, subject, message.clone());
+        }
+    }
+    Status::with_error_details(code, message, details)
+}

@@ -1,0 +1,204 @@
+//! Making UNIX sockets that have their owner and mode before anybody can see them, and that replace
+//! what a dead process left but never what a living one serves.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, listen, socket,
+};
+
+use crate::store::SocketSpec;
+
+/// The longest path `sockaddr_un` takes, without the terminating zero.
+pub(crate) const MAX_PATH_BYTES: usize = 107;
+
+const DEFAULT_MODE: u32 = 0o600;
+
+/// What can go wrong when a socket is made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path does not fit into an address.
+    #[error(
+        "socket path {} has {} bytes and {MAX_PATH_BYTES} is the most that UNIX sockets take",
+        path.display(), path.as_os_str().len()
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Somebody serves it.
+    #[error("{} is served by another process: stop it, or choose another path", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It is not a socket.
+    #[error("{} exists and is no socket: remove it, or choose another path", path.display())]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Whether the path fits into an address.
+pub(crate) fn check_path(path: &Path) -> Result<(), Error> {
+    if path.as_os_str().len() > MAX_PATH_BYTES {
+        let path = path.to_owned();
+        return Err(Error::TooLong { path });
+    }
+    Ok(())
+}
+
+/// A listening socket at `path`. It is made under another name in that directory and renamed, which
+/// also replaces what is there.
+pub(crate) fn bind(path: &Path, kind: SockType, spec: &SocketSpec) -> Result<OwnedFd, Error> {
+    check_path(path)?;
+    let hidden = path.with_file_name(".new");
+    let at = |operation, source| Error::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    };
+    let make = || {
+        let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|errno| at("make socket", errno.into()))?;
+        let address = UnixAddr::new(&hidden).map_err(|errno| at("bind", errno.into()))?;
+        remove_file(&hidden).map_err(|source| at("bind", source))?;
+        bind_socket(fd.as_raw_fd(), &address).map_err(|errno| at("bind", errno.into()))?;
+        let mode = Permissions::from_mode(spec.mode.unwrap_or(DEFAULT_MODE));
+        fs::set_permissions(&hidden, mode).map_err(|source| at("set the mode of", source))?;
+        if spec.uid.is_some() || spec.gid.is_some() {
+            std::os::unix::fs::chown(&hidden, spec.uid, spec.gid)
+                .map_err(|source| at("set the owner of", source))?;
+        }
+        listen(&fd, Backlog::MAXCONN).map_err(|errno| at("listen on", errno.into()))?;
+        fs::rename(&hidden, path).map_err(|source| at("bind", source))?;
+        Ok(fd)
+    };
+    make().inspect_err(|_| {
+        // Best effort: the error that is being reported matters more.
+        let _ = remove_file(&hidden);
+    })
+}
+
+/// The API's socket, mode 0660. A stale one is replaced, a served one refused.
+///
+/// Two agents that start on one path at the same moment are told apart by the lock of their run
+/// directory, not here.
+pub fn bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
+    check_path(path)?;
+    let at = |operation, source| Error::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at("look at", error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            let path = path.to_owned();
+            return Err(Error::NoSocket { path });
+        }
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(at("connect to", error)),
+            Ok(_) => {
+                let path = path.to_owned();
+                return Err(Error::InUse { path });
+            }
+        },
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(|source| at("make the directory of", source))?;
+    }
+    let spec = SocketSpec {
+        mode: Some(0o660),
+        ..SocketSpec::default()
+    };
+    let fd = bind(path, SockType::Stream, &spec)?;
+    let listener = std::os::unix::net::UnixListener::from(fd);
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::UnixListener::from_std(listener))
+        .map_err(|source| at("listen on", source))
+}
+
+/// Removes a file; one that is not there is as good.
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn sockets_have_the_mode_they_are_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let spec = SocketSpec {
+            mode: Some(0o626),
+            ..SocketSpec::default()
+        };
+        let _listener = bind(&path, SockType::Stream, &spec).unwrap();
+        assert_eq!(mode(&path), 0o626);
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_path_of_107_bytes_works_and_of_108_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let room = MAX_PATH_BYTES - directory.path().as_os_str().len() - 1;
+        let path = directory.path().join("x".repeat(room));
+        bind(&path, SockType::SeqPacket, &SocketSpec::default()).unwrap();
+        let path = directory.path().join("x".repeat(room + 1));
+        let error = bind(&path, SockType::SeqPacket, &SocketSpec::default()).unwrap_err();
+        assert!(error.to_string().contains("has 108 bytes and 107"));
+    }
+
+    #[tokio::test]
+    async fn a_stale_api_socket_is_replaced_and_a_served_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/agent.sock");
+        let first = bind_api(&path).unwrap();
+        assert_eq!(mode(&path), 0o660);
+        assert!(matches!(bind_api(&path), Err(Error::InUse { .. })));
+        drop(first);
+        let _second = bind_api(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        fs::write(&path, "x").unwrap();
+        assert!(matches!(bind_api(&path), Err(Error::NoSocket { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+    }
+}

@@ -1,0 +1,297 @@
+//! What survives the agent: one record per device, durable before anything else happens.
+//!
+//! redb, because it is one file without a C library or a server, commits with fsync and all or
+//! nothing, and locks the file, so that two agents never share a state directory. A record is JSON:
+//! a person can read it, and fields can be added without a migration.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const SCHEMA: &str = "schema";
+const SCHEMA_VERSION: u64 = 1;
+
+/// The store holds some hundred bytes per device; redb would take up to 1 GiB.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// A device as its caller wants it, and what identifies it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: String,
+    pub(crate) uid: String,
+    pub(crate) etag: String,
+    pub(crate) generation: i64,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) create_time: SystemTime,
+    pub(crate) update_time: SystemTime,
+    /// Set when deletion has begun: the next start goes on with it.
+    pub(crate) delete_time: Option<SystemTime>,
+    pub(crate) spec: Spec,
+    /// The `request_id` that created it; a second call with it is the first call again.
+    pub(crate) request_id: Option<String>,
+    /// Whether the agent made the id.
+    pub(crate) generated_id: bool,
+    pub(crate) traceparent: Option<String>,
+}
+
+impl Record {
+    /// Whether the calls that made both asked for the same.
+    pub(crate) fn asks_for_the_same(&self, other: &Self) -> bool {
+        let same_id = self.generated_id || self.id == other.id;
+        same_id
+            && self.generated_id == other.generated_id
+            && self.labels == other.labels
+            && self.annotations == other.annotations
+            && self.spec == other.spec
+    }
+}
+
+/// What a device shall be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) model: String,
+    pub(crate) config: serde_json::Value,
+    pub(crate) restart_policy: RestartPolicy,
+    pub(crate) socket: Option<SocketSpec>,
+}
+
+/// What the agent does when a device's process ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Owner and mode of the vfio-user socket; what is absent is the agent's, or 0600.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SocketSpec {
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) mode: Option<u32>,
+}
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory can't be made.
+    #[error("make state directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another agent has the file open.
+    #[error(
+        "{} is in use by another agent: stop it, or give this one another --state-dir",
+        path.display()
+    )]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file can't be opened.
+    #[error("open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// A newer agent wrote it.
+    #[error(
+        "{} has schema {found} and this agent knows up to {SCHEMA_VERSION}: run the newer agent \
+         again, or give this one another --state-dir",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The schema it has.
+        found: u64,
+    },
+    /// A record can't be read.
+    #[error("read the record of device {id}")]
+    Record {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Reading or writing failed.
+    #[error("access the store")]
+    Access(#[source] Box<redb::Error>),
+}
+
+impl<E: Into<redb::Error>> From<E> for Error {
+    fn from(error: E) -> Self {
+        Self::Access(Box::new(error.into()))
+    }
+}
+
+/// The records. Clones are the same store.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    database: Arc<Database>,
+}
+
+impl Store {
+    /// Opens the store in `directory`, or makes both.
+    pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
+        std::fs::create_dir_all(directory).map_err(|source| Error::Directory {
+            path: directory.to_owned(),
+            source,
+        })?;
+        let path = directory.join("agent.redb");
+        let database = Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .create(&path)
+            .map_err(|error| match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.clone() },
+                error => Error::Open {
+                    path: path.clone(),
+                    source: Box::new(error.into()),
+                },
+            })?;
+
+        let transaction = database.begin_write()?;
+        {
+            transaction.open_table(DEVICES)?;
+            let mut meta = transaction.open_table(META)?;
+            let found = meta.get(SCHEMA)?.map(|it| it.value());
+            match found {
+                Some(found) if found > SCHEMA_VERSION => return Err(Error::Newer { path, found }),
+                Some(_) => {}
+                None => {
+                    meta.insert(SCHEMA, SCHEMA_VERSION)?;
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(Self {
+            database: Arc::new(database),
+        })
+    }
+
+    /// All records.
+    pub(crate) fn all(&self) -> Result<Vec<Record>, Error> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(DEVICES)?;
+        table
+            .iter()?
+            .map(|row| {
+                let (id, bytes) = row?;
+                serde_json::from_slice(bytes.value()).map_err(|source| Error::Record {
+                    id: id.value().to_owned(),
+                    source,
+                })
+            })
+            .collect()
+    }
+
+    /// Writes a record; it is durable when this returns.
+    pub(crate) async fn put(&self, record: &Record) -> Result<(), Error> {
+        let id = record.id.clone();
+        let bytes = serde_json::to_vec(record).expect("a record has string keys only");
+        self.write(move |table| table.insert(&*id, &*bytes).map(drop))
+            .await
+    }
+
+    /// Removes a record, if there is one.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
+        let id = id.to_owned();
+        self.write(move |table| table.remove(&*id).map(drop)).await
+    }
+
+    async fn write<F>(&self, change: F) -> Result<(), Error>
+    where
+        F: FnOnce(&mut redb::Table<'_, &str, &[u8]>) -> Result<(), StorageError> + Send + 'static,
+    {
+        let database = self.database.clone();
+        let write = move || {
+            let transaction = database.begin_write()?;
+            change(&mut transaction.open_table(DEVICES)?)?;
+            transaction.commit()?;
+            Ok(())
+        };
+        tokio::task::spawn_blocking(write)
+            .await
+            .expect("the closure does not panic, and the runtime outlives its tasks")
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn record(id: &str) -> Record {
+        Record {
+            id: id.to_owned(),
+            uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+            etag: "1".to_owned(),
+            generation: 1,
+            labels: BTreeMap::from([("app".to_owned(), "x".to_owned())]),
+            annotations: BTreeMap::new(),
+            create_time: SystemTime::UNIX_EPOCH,
+            update_time: SystemTime::UNIX_EPOCH,
+            delete_time: None,
+            spec: Spec {
+                model: "e1000".to_owned(),
+                config: serde_json::json!({"net": {"null": {}}}),
+                restart_policy: RestartPolicy::Always,
+                socket: None,
+            },
+            request_id: None,
+            generated_id: false,
+            traceparent: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn records_survive_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.put(&record("a")).await.unwrap();
+        store.put(&record("b")).await.unwrap();
+        store.remove("a").await.unwrap();
+        store.remove("never-there").await.unwrap();
+        drop(store);
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.all().unwrap(), [record("b")]);
+    }
+
+    #[test]
+    fn a_second_agent_is_told_about_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = Store::open(directory.path()).unwrap();
+        let error = Store::open(directory.path()).unwrap_err();
+        assert!(matches!(error, Error::Locked { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_store_from_a_newer_agent_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        transaction
+            .open_table(META)
+            .unwrap()
+            .insert(SCHEMA, SCHEMA_VERSION + 1)
+            .unwrap();
+        transaction.commit().unwrap();
+        drop(store);
+        let error = Store::open(directory.path()).unwrap_err();
+        assert!(matches!(error, Error::Newer { found: 2, .. }), "{error:?}");
+    }
+}

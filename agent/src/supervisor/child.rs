@@ -1,0 +1,208 @@
+//! Device processes: spawned so that they outlive the agent, found again by a later one, and
+//! watched by pidfd either way, so that a pid that is used again is never mistaken for them.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tokio::io::unix::AsyncFd;
+
+use super::fd;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// It was not this agent's child, and the kernel tells parents only.
+    Unknown,
+}
+
+impl Exit {
+    pub(crate) fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Signal(number) => match Signal::try_from(number) {
+                Ok(signal) => write!(f, "was ended by {}", signal.as_str()),
+                Err(_) => write!(f, "was ended by signal {number}"),
+            },
+            Self::Unknown => write!(f, "ended"),
+        }
+    }
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) model: &'a str,
+    pub(crate) config_argument: &'a str,
+    /// The listening vfio-user socket.
+    pub(crate) socket: &'a OwnedFd,
+    /// The listening control socket.
+    pub(crate) control: &'a OwnedFd,
+    pub(crate) log: File,
+}
+
+/// A running device process. Dropping it leaves it running.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: i32,
+    pidfd: AsyncFd<OwnedFd>,
+    child: Option<Child>,
+}
+
+impl Process {
+    /// Starts a process in a session of its own, with nothing of the agent's but the two sockets
+    /// and the log.
+    pub(crate) fn spawn(launch: Launch<'_>) -> io::Result<Self> {
+        let inherited = [launch.socket.as_fd(), launch.control.as_fd()];
+        let mut command = Command::new(launch.program);
+        command
+            .arg(launch.model)
+            .args(["--fd", &inherited[0].as_raw_fd().to_string()])
+            .args(["--control-fd", &inherited[1].as_raw_fd().to_string()])
+            .args(["--config", launch.config_argument])
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(launch.log.try_clone()?)
+            .stderr(launch.log);
+        let mut child = fd::spawn(&mut command, &inherited)?;
+        let pid = i32::try_from(child.id()).expect("the kernel's pids fit into pid_t");
+        // The child is not reaped yet, so that its pid is its own.
+        match fd::pidfd_open(pid).and_then(fd::watch) {
+            Ok(pidfd) => Ok(Self {
+                pid,
+                pidfd,
+                child: Some(child),
+            }),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The running process with this pid, if it has this argument on its command line.
+    pub(crate) fn find(pid: i32, argument: &str) -> Option<Self> {
+        // Open first and look then: what is looked at is what was opened, or the pidfd is of a
+        // process that has ended, which its watcher will see.
+        let pidfd = fd::pidfd_open(pid).ok()?;
+        let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let found = command_line
+            .split(|byte| *byte == 0)
+            .any(|it| it == argument.as_bytes());
+        if !found {
+            return None;
+        }
+        let pidfd = fd::watch(pidfd).ok()?;
+        let child = None;
+        Some(Self { pid, pidfd, child })
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits for the end of the process. Cancel safe.
+    pub(crate) async fn exited(&mut self) -> Exit {
+        // An error here is one of the reactor, which ends with the agent.
+        let _readable = self.pidfd.readable().await;
+        let status = self.child.as_mut().map(|child| child.wait());
+        match status {
+            Some(Ok(status)) => match (status.code(), status.signal()) {
+                (Some(code), _) => Exit::Code(code),
+                (None, Some(signal)) => Exit::Signal(signal),
+                (None, None) => Exit::Unknown,
+            },
+            Some(Err(_)) | None => Exit::Unknown,
+        }
+    }
+
+    /// Sends a signal; to a process that has ended it does nothing.
+    pub(crate) fn signal(&self, signal: Signal) {
+        fd::pidfd_signal(self.pidfd.get_ref().as_fd(), signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::RawFd;
+
+    use super::*;
+
+    /// Runs a script that notes its arguments, its session and its open fds, then does as told. It
+    /// stands in the place of the model, and a shell in the place of the device program.
+    fn spawn(directory: &Path, then: &str) -> (Process, [RawFd; 2]) {
+        let script = directory.join("script");
+        let text = format!(
+            "echo \"$@\"\necho session $(cut -d' ' -f6 /proc/$$/stat) of $$\n\
+             ls -l /proc/$$/fd\n{then}\n"
+        );
+        std::fs::write(&script, text).unwrap();
+        let socket = OwnedFd::from(File::open("/dev/null").unwrap());
+        let control = OwnedFd::from(File::open("/dev/null").unwrap());
+        let log = File::create(directory.join("log")).unwrap();
+        let process = Process::spawn(Launch {
+            program: Path::new("/bin/sh"),
+            model: script.to_str().unwrap(),
+            config_argument: "@/some/file",
+            socket: &socket,
+            control: &control,
+            log,
+        });
+        let fds = [socket.as_raw_fd(), control.as_raw_fd()];
+        (process.unwrap(), fds)
+    }
+
+    #[tokio::test]
+    async fn a_process_has_its_session_and_its_two_sockets_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let _secret = File::create(directory.path().join("secret")).unwrap();
+        let (mut process, [socket, control]) = spawn(directory.path(), "exit 7");
+        let pid = process.pid();
+        assert_eq!(process.exited().await, Exit::Code(7));
+        let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
+        let lines: Vec<_> = log.lines().collect();
+        assert_eq!(
+            lines[0],
+            format!("--fd {socket} --control-fd {control} --config @/some/file")
+        );
+        assert_eq!(lines[1], format!("session {pid} of {pid}"));
+        for passed in [socket, control] {
+            assert!(log.contains(&format!(" {passed} -> /dev/null")), "{log}");
+        }
+        assert!(!log.contains("secret"), "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_by_its_argument_and_ends_by_signal() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut process, _) = spawn(directory.path(), "while :; do sleep 0.05; done");
+        assert!(Process::find(process.pid(), "@/some/other").is_none());
+        let mut found = Process::find(process.pid(), "@/some/file").unwrap();
+        found.signal(Signal::SIGKILL);
+        assert_eq!(process.exited().await, Exit::Signal(9));
+        assert_eq!(found.exited().await, Exit::Unknown);
+        assert!(Process::find(process.pid(), "@/some/file").is_none());
+        process.signal(Signal::SIGKILL);
+    }
+
+    #[test]
+    fn ends_are_told_in_words() {
+        assert_eq!(Exit::Code(78).to_string(), "exited with code 78");
+        assert_eq!(Exit::Signal(9).to_string(), "was ended by SIGKILL");
+    }
+}

@@ -1,0 +1,642 @@
+//! One device: its directory, its process and the connection to it, owned by one task.
+//!
+//! The task reports what happens to `state::next` and carries out what that says. It keeps the
+//! listening sockets open, so that a client that connects while the process is being started again
+//! waits instead of being refused. When the agent ends, the task lets go of everything and the
+//! process goes on; the next agent's task finds it by the control socket.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::SockType;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::{sleep_until, timeout};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::Shared;
+use super::child::{Exit, Launch, Process};
+use super::control::{self, Client, Control, Message, Resets, Service, Status};
+use super::error::{Error, StartError, chain};
+use super::rundir::{Manifest, RunDir};
+use super::state::{self, Action, Event, Phase, State, Timeouts};
+use crate::socket;
+use crate::store::{Record, SocketSpec};
+
+/// Pause before a lost control connection is made again.
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// How a task begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// The device is new.
+    Create,
+    /// The device is an earlier agent's.
+    Find,
+}
+
+/// What a task is asked for.
+#[derive(Debug)]
+pub(super) enum Request {
+    Reset {
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Delete {
+        force: bool,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+}
+
+/// Where a device is in its life, as callers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    Starting,
+    Ready,
+    Connected,
+    Failed,
+    Deleting,
+    /// Nothing is left of it; only who waits for a device sees this.
+    Gone,
+}
+
+/// How a device is.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) life: Life,
+    pub(crate) pid: Option<i32>,
+    pub(crate) start_time: Option<SystemTime>,
+    pub(crate) client: Option<Client>,
+    pub(crate) restart_count: i64,
+    pub(crate) resets: Resets,
+    pub(crate) delete_time: Option<SystemTime>,
+    /// Why it is not served, for programs and for people.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    /// Since when it has been served, or not.
+    pub(crate) since: SystemTime,
+    /// What ended the last process.
+    pub(crate) failure: Option<Arc<StartError>>,
+}
+
+impl View {
+    fn new(record: &Record) -> Self {
+        Self {
+            life: Life::Starting,
+            pid: None,
+            start_time: None,
+            client: None,
+            restart_count: 0,
+            resets: Resets::default(),
+            delete_time: record.delete_time,
+            reason: "STARTING",
+            message: String::new(),
+            since: SystemTime::now(),
+            failure: None,
+        }
+    }
+
+    /// Whether the socket is served.
+    pub(crate) fn served(&self) -> bool {
+        matches!(self.life, Life::Ready | Life::Connected)
+    }
+}
+
+/// The listening sockets, while this agent has them: an adopted device's are the process's alone.
+#[derive(Debug)]
+struct Sockets {
+    vfio_user: OwnedFd,
+    control: OwnedFd,
+}
+
+/// One device.
+#[derive(Debug)]
+pub(super) struct Task {
+    shared: Arc<Shared>,
+    record: Arc<Record>,
+    dir: RunDir,
+    state: State,
+    view: View,
+    published: watch::Sender<View>,
+    inbox: mpsc::Receiver<Request>,
+    sockets: Option<Sockets>,
+    process: Option<Process>,
+    control: Option<Control>,
+    /// Where in the log the words of this process begin.
+    log_offset: u64,
+    refusal: Option<control::Refusal>,
+    permit: Option<OwnedSemaphorePermit>,
+    resets: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
+    next_request: u64,
+    deleters: Vec<oneshot::Sender<Result<(), Error>>>,
+}
+
+impl Task {
+    /// A task, and where to see how its device is.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        record: Arc<Record>,
+        begin: Begin,
+        inbox: mpsc::Receiver<Request>,
+    ) -> (Self, watch::Receiver<View>) {
+        let mut hasher = DefaultHasher::new();
+        record.uid.hash(&mut hasher);
+        let timeouts = Timeouts {
+            start: shared.config.start_timeout,
+            stop: shared.config.stop_timeout,
+        };
+        let policy = record.spec.restart_policy;
+        let first = begin == Begin::Create;
+        let view = View::new(&record);
+        let (published, receiver) = watch::channel(view.clone());
+        let task = Self {
+            dir: shared.dir(&record.id),
+            state: State::starting(policy, timeouts, hasher.finish(), first, Instant::now()),
+            shared,
+            record,
+            view,
+            published,
+            inbox,
+            sockets: None,
+            process: None,
+            control: None,
+            log_offset: 0,
+            refusal: None,
+            permit: None,
+            resets: HashMap::new(),
+            next_request: 0,
+            deleters: Vec::new(),
+        };
+        (task, receiver)
+    }
+
+    /// Owns the device until it is gone or the agent ends.
+    pub(super) async fn run(self, begin: Begin, shutdown: watch::Receiver<bool>) {
+        let span = info_span!("device", id = %self.record.id);
+        self.live(begin, shutdown).instrument(span).await;
+    }
+
+    async fn live(mut self, begin: Begin, mut shutdown: watch::Receiver<bool>) {
+        match begin {
+            Begin::Create => match self.shared.store.put(&self.record).await {
+                Ok(()) => self.act(Action::Spawn).await,
+                Err(error) => {
+                    self.view.failure = Some(Arc::new(StartError::Store(error)));
+                    self.event(Event::Ended { success: false }).await;
+                }
+            },
+            Begin::Find => self.find().await,
+        }
+        while self.state.phase != Phase::Gone {
+            let deadline = self.state.deadline();
+            let reconnect = self.process.is_some() && self.control.is_none();
+            tokio::select! {
+                Some(request) = self.inbox.recv() => self.serve(request).await,
+                message = receive(self.control.as_ref()) => self.hear(message).await,
+                exit = exited(self.process.as_mut()) => self.ended(exit).await,
+                () = until(deadline) => self.event(Event::Tick).await,
+                () = tokio::time::sleep(RECONNECT), if reconnect => {
+                    self.control = Control::connect(&self.dir.control()).ok();
+                }
+                () = asked_to_end(&mut shutdown) => return,
+            }
+        }
+    }
+
+    /// Tells the state machine, and does what it says, until it says no more.
+    async fn event(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let (state, action) = state::next(&self.state, event, Instant::now());
+            if state.phase != self.state.phase {
+                debug!(?event, phase = ?state.phase, ?action, "phase");
+            }
+            self.state = state;
+            next = self.carry_out(action).await;
+        }
+        self.publish();
+    }
+
+    async fn act(&mut self, action: Action) {
+        if let Some(event) = self.carry_out(action).await {
+            self.event(event).await;
+        }
+        self.publish();
+    }
+
+    async fn carry_out(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::None => {}
+            Action::Spawn => {
+                self.publish();
+                if let Err(error) = self.spawn().await {
+                    warn!(error = chain(&error), "device not started");
+                    self.view.failure = Some(Arc::new(error));
+                    self.permit = None;
+                    return Some(Event::Ended { success: false });
+                }
+            }
+            Action::Terminate => self.signal(Signal::SIGTERM),
+            Action::Kill => {
+                warn!("device process killed: it did not do in time what it was asked to");
+                self.signal(Signal::SIGKILL);
+            }
+            Action::CleanUp => self.clean_up().await,
+        }
+        None
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
+    }
+
+    /// Makes what is missing of directory and sockets, and starts a process.
+    async fn spawn(&mut self) -> Result<(), StartError> {
+        let catalogue = self
+            .shared
+            .models
+            .get()
+            .await
+            .map_err(StartError::Program)?;
+        self.permit = self.shared.starts.clone().acquire_owned().await.ok();
+        let directory = |source| StartError::Directory {
+            path: self.dir.path().to_owned(),
+            source,
+        };
+
+        let mut manifest = Manifest {
+            uid: self.record.uid.clone(),
+            model: self.record.spec.model.clone(),
+            pid: None,
+            start_time: None,
+            boot_id: self.shared.boot_id.clone(),
+        };
+        self.dir
+            .create(&manifest, &self.record.spec.config)
+            .map_err(directory)?;
+        let (log, log_offset) = self.dir.open_log().map_err(directory)?;
+        let sockets = match self.sockets.take() {
+            Some(sockets) => sockets,
+            None => self.bind().map_err(StartError::Socket)?,
+        };
+        let sockets = self.sockets.insert(sockets);
+
+        let launch = Launch {
+            program: &catalogue.program,
+            model: &self.record.spec.model,
+            config_argument: &self.dir.config_argument(),
+            socket: &sockets.vfio_user,
+            control: &sockets.control,
+            log,
+        };
+        let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
+            program: catalogue.program.clone(),
+            source,
+        })?;
+        manifest.pid = Some(process.pid());
+        manifest.start_time = Some(SystemTime::now());
+        let connected = self
+            .dir
+            .write_manifest(&manifest)
+            .map_err(directory)
+            .and_then(|()| Control::connect(&self.dir.control()).map_err(StartError::Control));
+        match connected {
+            Ok(control) => self.control = Some(control),
+            Err(error) => {
+                process.signal(Signal::SIGKILL);
+                process.exited().await;
+                return Err(error);
+            }
+        }
+
+        info!(pid = process.pid(), "device process started");
+        if self.view.failure.is_some() {
+            self.view.restart_count += 1;
+        }
+        self.log_offset = log_offset;
+        self.refusal = None;
+        self.view.pid = Some(process.pid());
+        self.view.start_time = manifest.start_time;
+        self.process = Some(process);
+        self.state.spawned(Instant::now());
+        Ok(())
+    }
+
+    fn bind(&self) -> Result<Sockets, socket::Error> {
+        let spec = self.record.spec.socket.unwrap_or_default();
+        let nobody_else = SocketSpec::default();
+        Ok(Sockets {
+            control: socket::bind(&self.dir.control(), SockType::SeqPacket, &nobody_else)?,
+            vfio_user: socket::bind(&self.dir.socket(), SockType::Stream, &spec)?,
+        })
+    }
+
+    /// Goes on with an earlier agent's device: with its process when it lives, else with a new one.
+    async fn find(&mut self) {
+        match self.adopt().await {
+            Some(status) => {
+                info!(pid = status.pid, "device adopted");
+                self.hear(Ok(Message::Status(status))).await;
+            }
+            None if self.record.delete_time.is_some() => {
+                self.event(Event::Ended { success: true }).await;
+            }
+            None => {
+                if let Err(error) = self.dir.remove() {
+                    warn!(%error, path = %self.dir.path().display(), "remove stale directory");
+                }
+                self.act(Action::Spawn).await;
+            }
+        }
+        if self.record.delete_time.is_some() {
+            self.event(Event::Delete).await;
+        }
+    }
+
+    /// Finds the process of this device, and ends it when it does not answer.
+    async fn adopt(&mut self) -> Option<Status> {
+        let manifest = self.dir.read_manifest()?;
+        if manifest.uid != self.record.uid || manifest.boot_id != self.shared.boot_id {
+            return None;
+        }
+        let argument = self.dir.config_argument();
+        let patience = self.shared.config.start_timeout;
+        if let Ok(control) = Control::connect(&self.dir.control())
+            && let Ok(Some(status)) = timeout(patience, first_status(&control)).await
+            && let Some(process) = Process::find(status.pid, &argument)
+        {
+            self.view.pid = Some(status.pid);
+            self.view.start_time = manifest.start_time;
+            self.process = Some(process);
+            self.control = Some(control);
+            return Some(status);
+        }
+        if let Some(mut process) = manifest.pid.and_then(|it| Process::find(it, &argument)) {
+            warn!(
+                pid = process.pid(),
+                "device process killed: it does not answer"
+            );
+            process.signal(Signal::SIGKILL);
+            process.exited().await;
+        }
+        None
+    }
+
+    async fn serve(&mut self, request: Request) {
+        match request {
+            Request::Reset { reply } => {
+                if let Err((reply, error)) = self.reset(reply) {
+                    // A caller that went away does not want the answer.
+                    let _ = reply.send(Err(error));
+                }
+            }
+            Request::Delete { force, reply } => match self.delete(force).await {
+                Ok(()) => {
+                    self.deleters.push(reply);
+                    self.event(Event::Delete).await;
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+        }
+    }
+
+    fn reset(
+        &mut self,
+        reply: oneshot::Sender<Result<(), Error>>,
+    ) -> Result<(), (oneshot::Sender<Result<(), Error>>, Error)> {
+        let id = self.record.id.clone();
+        let (Phase::Serving { .. }, Some(control)) = (self.state.phase, &self.control) else {
+            let error = Error::NotServing {
+                id,
+                life: self.view.life,
+                why: self.view.message.clone(),
+            };
+            return Err((reply, error));
+        };
+        self.next_request += 1;
+        let request = control::Request::Reset {
+            id: self.next_request,
+        };
+        if let Err(source) = control.send(request) {
+            return Err((reply, Error::Ask { id, source }));
+        }
+        // Who waited too long went away.
+        self.resets.retain(|_, reply| !reply.is_closed());
+        self.resets.insert(self.next_request, reply);
+        info!("device reset by the API");
+        Ok(())
+    }
+
+    /// Makes it durable that the device shall go, unless somebody uses it.
+    async fn delete(&mut self, force: bool) -> Result<(), Error> {
+        if self.view.life == Life::Connected && !force {
+            return Err(Error::Connected {
+                id: self.record.id.clone(),
+                client: self.view.client.clone(),
+            });
+        }
+        if self.record.delete_time.is_none() {
+            let delete_time = Some(SystemTime::now());
+            let record = Record {
+                delete_time,
+                ..(*self.record).clone()
+            };
+            let put = self.shared.store.put(&record).await;
+            put.map_err(|source| self.not_durable("write that it shall go", source))?;
+            self.record = Arc::new(record);
+            self.view.delete_time = delete_time;
+        }
+        Ok(())
+    }
+
+    /// Takes in what the process says, or that it says no more.
+    async fn hear(&mut self, message: io::Result<Message>) {
+        match message {
+            Ok(Message::Status(status)) => {
+                let connected = status.state == Service::Connected;
+                if self.view.client != status.client {
+                    match &status.client {
+                        Some(client) => info!(%client, "client connected"),
+                        None => info!("client gone"),
+                    }
+                }
+                self.permit = None;
+                self.view.client = status.client.filter(|_| connected);
+                self.view.resets = status.resets;
+                self.event(Event::Status { connected }).await;
+            }
+            Ok(Message::Failed(refusal)) => self.refusal = Some(refusal),
+            Ok(Message::Reply { id, ok, message }) => {
+                if let Some(reply) = self.resets.remove(&id) {
+                    let id = self.record.id.clone();
+                    let answer = if ok {
+                        Ok(())
+                    } else {
+                        Err(Error::Refused { id, message })
+                    };
+                    let _ = reply.send(answer);
+                }
+            }
+            Ok(Message::Error { message }) => warn!(message, "device process"),
+            Ok(Message::Unknown) => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                warn!(%error, "device process sent what is no message");
+            }
+            // Its end, if this is it, is seen by the pidfd.
+            Err(_) => self.control = None,
+        }
+    }
+
+    /// The process is no more.
+    async fn ended(&mut self, exit: Exit) {
+        while let Some(message) = self.control.as_ref().and_then(Control::try_receive) {
+            if let Message::Failed(refusal) = message {
+                self.refusal = Some(refusal);
+            }
+        }
+        let pid = self.process.take().map(|it| it.pid());
+        let asked = matches!(self.state.phase, Phase::Stopping { .. } | Phase::Killed);
+        if asked {
+            info!(pid, %exit, "device process ended");
+        } else {
+            let log = self.dir.log_tail(self.log_offset);
+            let failure = match (self.refusal.take(), self.state.phase) {
+                (Some(refusal), _) => StartError::Refused(refusal),
+                (None, Phase::Overdue { .. }) => StartError::Late {
+                    timeout: self.shared.config.start_timeout,
+                    log,
+                },
+                (None, _) => StartError::Ended { exit, log },
+            };
+            warn!(pid, %exit, failure = chain(&failure), "device process ended by itself");
+            self.view.failure = Some(Arc::new(failure));
+        }
+        self.control = None;
+        self.permit = None;
+        self.resets.clear();
+        self.view.pid = None;
+        self.view.start_time = None;
+        self.view.client = None;
+        self.view.resets = Resets::default();
+        let success = exit.success();
+        self.event(Event::Ended { success }).await;
+    }
+
+    /// Removes all that is left of the device: first what others see, then the record, so that an
+    /// agent that dies in between goes on with it.
+    async fn clean_up(&mut self) {
+        self.sockets = None;
+        let mut result = self.dir.remove().map_err(|source| Error::NotRemoved {
+            id: self.record.id.clone(),
+            path: self.dir.path().to_owned(),
+            source,
+        });
+        if result.is_ok() {
+            let removed = self.shared.store.remove(&self.record.id).await;
+            result = removed.map_err(|source| self.not_durable("remove its record", source));
+        }
+        match &result {
+            Ok(()) => info!("device gone"),
+            Err(error) => warn!(error = chain(error), "device not removed wholly"),
+        }
+        self.shared.devices().remove(&self.record.id);
+        for reply in self.deleters.drain(..) {
+            let answer = match &result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(Error::Refused {
+                    id: self.record.id.clone(),
+                    message: chain(error),
+                }),
+            };
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn not_durable(&self, change: &'static str, source: crate::store::Error) -> Error {
+        Error::NotDurable {
+            id: self.record.id.clone(),
+            change,
+            source,
+        }
+    }
+
+    /// Shows how the device is to who wants to know.
+    fn publish(&mut self) {
+        let served_before = self.view.served();
+        self.view.life = match self.state.phase {
+            Phase::Starting { .. } | Phase::Overdue { .. } | Phase::Waiting { .. } => {
+                Life::Starting
+            }
+            Phase::Serving { connected: false } => Life::Ready,
+            Phase::Serving { connected: true } => Life::Connected,
+            Phase::Failed => Life::Failed,
+            Phase::Stopping { .. } | Phase::Killed => Life::Deleting,
+            Phase::Gone => Life::Gone,
+        };
+        let failure = self.view.failure.as_deref();
+        (self.view.reason, self.view.message) = match (self.state.phase, failure) {
+            (Phase::Serving { .. }, _) => ("SERVED", String::new()),
+            (Phase::Stopping { .. } | Phase::Killed | Phase::Gone, _) => {
+                ("DELETING", "it is being deleted".to_owned())
+            }
+            (Phase::Failed, Some(failure)) => {
+                let cure = "it is not started again; delete it and create it anew";
+                (failure.reason(), format!("{}; {cure}", chain(failure)))
+            }
+            (_, Some(failure)) => {
+                let next = "it is started again";
+                (failure.reason(), format!("{}; {next}", chain(failure)))
+            }
+            (_, None) => ("STARTING", "it is being started".to_owned()),
+        };
+        if self.view.served() != served_before {
+            self.view.since = SystemTime::now();
+        }
+        self.published.send_replace(self.view.clone());
+    }
+}
+
+/// The next message, or never when there is no connection.
+async fn receive(control: Option<&Control>) -> io::Result<Message> {
+    match control {
+        Some(control) => control.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of the process, or never when there is none.
+async fn exited(process: Option<&mut Process>) -> Exit {
+    match process {
+        Some(process) => process.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn asked_to_end(shutdown: &mut watch::Receiver<bool>) {
+    // An error means that who would ask is gone, which is as good.
+    let _ = shutdown.wait_for(|it| *it).await;
+}
+
+async fn first_status(control: &Control) -> Option<Status> {
+    loop {
+        match control.receive().await {
+            Ok(Message::Status(status)) => return Some(status),
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+}

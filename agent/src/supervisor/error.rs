@@ -1,0 +1,158 @@
+//! What can go wrong with devices.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::child::Exit;
+use super::control::{Client, Refusal};
+use super::device::Life;
+use crate::{models, socket, store};
+
+/// Why a request about a device can't be met.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("device {id} exists; delete it first, or choose another id")]
+    Exists { id: String },
+    #[error("there is no device {id}")]
+    Missing { id: String },
+    #[error(
+        "device {id} has changed: its etag is {current}, not {given}; read it again and decide anew"
+    )]
+    Etag {
+        id: String,
+        given: String,
+        current: String,
+    },
+    #[error("request {request_id} made device {id} already, from other content; use a new UUID")]
+    RequestReused { request_id: String, id: String },
+    #[error("there are {limit} devices, which is this agent's limit; delete one first")]
+    Full { limit: usize },
+    #[error(
+        "a process that no record knows serves {}; stop it, or choose another id", path.display()
+    )]
+    Orphan { id: String, path: PathBuf },
+    #[error(transparent)]
+    Path(socket::Error),
+    #[error("device {id} is in use by {}", user(client.as_ref()))]
+    Connected { id: String, client: Option<Client> },
+    #[error("device {id} has no process that serves it: {why}")]
+    NotServing { id: String, life: Life, why: String },
+    #[error("device {id}: {message}")]
+    Refused { id: String, message: String },
+    #[error("device {id} did not answer within {patience:?}")]
+    NoAnswer { id: String, patience: Duration },
+    #[error("ask device {id}")]
+    Ask {
+        id: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("device {id}: {failure}")]
+    Start {
+        id: String,
+        failure: Arc<StartError>,
+    },
+    #[error("device {id}: {change}")]
+    NotDurable {
+        id: String,
+        change: &'static str,
+        #[source]
+        source: store::Error,
+    },
+    #[error("device {id}: remove {}", path.display())]
+    NotRemoved {
+        id: String,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("device {id} was deleted while it started")]
+    DeletedMeanwhile { id: String },
+    #[error("the agent is shutting down")]
+    ShuttingDown,
+}
+
+fn user(client: Option<&Client>) -> String {
+    client.map_or_else(|| "a client".to_owned(), Client::to_string)
+}
+
+/// Why a device's process does not serve it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Store(store::Error),
+    #[error(transparent)]
+    Program(models::Error),
+    #[error("write {}", path.display())]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Socket(socket::Error),
+    #[error("start {}", program.display())]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("connect to the control socket")]
+    Control(#[source] std::io::Error),
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    #[error("the device's process {exit}{}", logged(log))]
+    Ended { exit: Exit, log: String },
+    #[error("the device's process was not ready within {timeout:?}{}", logged(log))]
+    Late { timeout: Duration, log: String },
+}
+
+impl StartError {
+    /// Why, for programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        use super::control::RefusalKind;
+        match self {
+            Self::Store(_) => "STORE",
+            Self::Program(models::Error::Missing { .. }) => "DEVICE_PROGRAM_MISSING",
+            Self::Program(_) | Self::Spawn { .. } => "DEVICE_PROGRAM_FAILED",
+            Self::Directory { source, .. }
+            | Self::Socket(socket::Error::Io { source, .. })
+            | Self::Control(source) => match source.kind() {
+                std::io::ErrorKind::PermissionDenied => "PERMISSION",
+                std::io::ErrorKind::StorageFull => "STORAGE_FULL",
+                _ => "RUN_DIRECTORY",
+            },
+            Self::Socket(_) => "RUN_DIRECTORY",
+            Self::Refused(refusal) => match refusal.kind {
+                RefusalKind::Invalid => "INVALID",
+                RefusalKind::InUse => "IN_USE",
+                RefusalKind::NotFound => "NOT_FOUND",
+                RefusalKind::Permission => "PERMISSION",
+                RefusalKind::Unavailable => "UNAVAILABLE",
+                RefusalKind::Internal => "DEVICE_PROGRAM_FAILED",
+            },
+            Self::Ended { .. } => "PROCESS_EXITED",
+            Self::Late { .. } => "PROCESS_LATE",
+        }
+    }
+}
+
+fn logged(log: &str) -> String {
+    match log {
+        "" => "; it logged nothing".to_owned(),
+        log => format!("; its log ends with:\n{log}"),
+    }
+}
+
+/// An error with all that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

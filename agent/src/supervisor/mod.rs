@@ -1,0 +1,369 @@
+//! The set of devices: who asks for a device comes here, and what a device does is in its task.
+//!
+//! One task owns one device (`device.rs`), decides by a pure function (`state.rs`), takes requests
+//! by mpsc and shows how it is by watch. The set knows each task by those two ends.
+
+mod backoff;
+mod child;
+mod control;
+mod device;
+mod error;
+mod fd;
+mod rundir;
+mod state;
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use self::control::Control;
+pub(crate) use self::control::RefusalKind;
+use self::device::{Begin, Request, Task};
+pub(crate) use self::device::{Life, View};
+pub(crate) use self::error::{Error, StartError, chain};
+use self::rundir::RunDir;
+use crate::config::Config;
+use crate::models::Models;
+use crate::socket;
+use crate::store::{Record, Store};
+
+/// How long a device process may take to answer a request.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much longer than SIGTERM to SIGKILL a deletion may take.
+const DELETE_SLACK: Duration = Duration::from_secs(5);
+/// Device processes that may be starting at once, per processor.
+const STARTS_PER_CPU: usize = 4;
+/// Requests that wait for one device.
+const QUEUE: usize = 16;
+
+/// What all tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) models: Models,
+    pub(crate) boot_id: String,
+    store: Store,
+    starts: Arc<Semaphore>,
+    devices: Mutex<BTreeMap<String, Handle>>,
+}
+
+impl Shared {
+    fn devices(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+        self.devices.lock().expect("no holder panics")
+    }
+
+    /// The path of a device's vfio-user socket.
+    pub(crate) fn socket_path(&self, id: &str) -> String {
+        self.dir(id).socket().display().to_string()
+    }
+
+    fn dir(&self, id: &str) -> RunDir {
+        RunDir::new(&self.config.devices_dir(), id)
+    }
+}
+
+/// The two ends of a task.
+#[derive(Debug, Clone)]
+struct Handle {
+    record: Arc<Record>,
+    requests: mpsc::Sender<Request>,
+    view: watch::Receiver<View>,
+}
+
+impl Handle {
+    fn device(&self) -> Device {
+        Device {
+            record: self.record.clone(),
+            view: self.view.borrow().clone(),
+        }
+    }
+}
+
+/// A device as it is now.
+#[derive(Debug, Clone)]
+pub(crate) struct Device {
+    pub(crate) record: Arc<Record>,
+    pub(crate) view: View,
+}
+
+/// All devices of this host.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) shared: Arc<Shared>,
+    tasks: Mutex<JoinSet<()>>,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl Supervisor {
+    /// Finds the devices of the agent before this one, or starts them anew, all at once.
+    pub(crate) fn start(
+        config: Config,
+        store: Store,
+        models: Models,
+        boot_id: String,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<Self, crate::store::Error> {
+        let records = store.all()?;
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let shared = Arc::new(Shared {
+            config,
+            models,
+            boot_id,
+            store,
+            starts: Arc::new(Semaphore::new(STARTS_PER_CPU * cpus)),
+            devices: Mutex::default(),
+        });
+        let supervisor = Self {
+            shared,
+            tasks: Mutex::default(),
+            shutdown,
+        };
+        supervisor.sweep(&records);
+        for record in records {
+            let mut devices = supervisor.shared.devices();
+            supervisor.launch(&mut devices, record, Begin::Find);
+        }
+        Ok(supervisor)
+    }
+
+    /// Removes the directories of devices that have no record and no process.
+    fn sweep(&self, records: &[Record]) {
+        let Ok(entries) = std::fs::read_dir(self.shared.config.devices_dir()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str() else { continue };
+            if records.iter().any(|record| record.id == id) {
+                continue;
+            }
+            let dir = self.shared.dir(id);
+            if Control::connect(&dir.control()).is_ok() {
+                tracing::warn!(
+                    path = %dir.path().display(),
+                    "left alone: a process serves a device that no record knows"
+                );
+            } else if let Err(error) = dir.remove() {
+                tracing::warn!(path = %dir.path().display(), %error, "remove stale directory");
+            }
+        }
+    }
+
+    fn launch(
+        &self,
+        devices: &mut BTreeMap<String, Handle>,
+        record: Record,
+        begin: Begin,
+    ) -> Handle {
+        let (requests, inbox) = mpsc::channel(QUEUE);
+        let record = Arc::new(record);
+        let (task, view) = Task::new(self.shared.clone(), record.clone(), begin, inbox);
+        let handle = Handle {
+            record: record.clone(),
+            requests,
+            view,
+        };
+        devices.insert(record.id.clone(), handle.clone());
+        let mut tasks = self.tasks.lock().expect("no holder panics");
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "device task");
+            }
+        }
+        tasks.spawn(task.run(begin, self.shutdown.clone()));
+        handle
+    }
+
+    /// Whether a device of this id could be made: its path fits, and nobody has it.
+    pub(crate) fn check(&self, id: &str) -> Result<(), Error> {
+        self.check_free(&self.shared.devices(), id)
+    }
+
+    fn check_free(&self, devices: &BTreeMap<String, Handle>, id: &str) -> Result<(), Error> {
+        let dir = self.shared.dir(id);
+        for path in [dir.socket(), dir.control()] {
+            socket::check_path(&path).map_err(Error::Path)?;
+        }
+        if devices.contains_key(id) {
+            let id = id.to_owned();
+            return Err(Error::Exists { id });
+        }
+        let limit = self.shared.config.max_devices;
+        if devices.len() >= limit {
+            return Err(Error::Full { limit });
+        }
+        if dir.path().exists() && Control::connect(&dir.control()).is_ok() {
+            return Err(Error::Orphan {
+                id: id.to_owned(),
+                path: dir.path().to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The device that an earlier call with this request id made, when it asked for the same.
+    pub(crate) async fn repeated(&self, record: &Record) -> Result<Option<Device>, Error> {
+        let Some(request_id) = &record.request_id else {
+            return Ok(None);
+        };
+        let earlier = self
+            .shared
+            .devices()
+            .values()
+            .find(|it| it.record.request_id.as_ref() == Some(request_id))
+            .cloned();
+        match earlier {
+            None => Ok(None),
+            Some(handle) if handle.record.asks_for_the_same(record) => {
+                settled(handle).await.map(Some)
+            }
+            Some(handle) => Err(Error::RequestReused {
+                request_id: request_id.clone(),
+                id: handle.record.id.clone(),
+            }),
+        }
+    }
+
+    /// Makes a device and waits until it is ready. Goes on when the caller does not wait any more.
+    pub(crate) async fn create(&self, record: Record) -> Result<Device, Error> {
+        let handle = {
+            let mut devices = self.shared.devices();
+            self.check_free(&devices, &record.id)?;
+            self.launch(&mut devices, record, Begin::Create)
+        };
+        settled(handle).await
+    }
+
+    /// The device of this id.
+    pub(crate) fn get(&self, id: &str) -> Result<Device, Error> {
+        self.handle(id).map(|it| it.device())
+    }
+
+    fn handle(&self, id: &str) -> Result<Handle, Error> {
+        self.shared
+            .devices()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::Missing { id: id.to_owned() })
+    }
+
+    /// At most `count` devices after the id `after`, and whether there are more.
+    pub(crate) fn list(&self, after: Option<&str>, count: usize) -> (Vec<Device>, bool) {
+        let devices = self.shared.devices();
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = devices.range::<str, _>((after, Bound::Unbounded));
+        let page = rest.by_ref().take(count).map(|(_, it)| it.device());
+        let page = page.collect();
+        (page, rest.next().is_some())
+    }
+
+    /// How many devices are in which state.
+    pub(crate) fn count(&self, life: Life) -> usize {
+        let devices = self.shared.devices();
+        devices
+            .values()
+            .filter(|it| it.view.borrow().life == life)
+            .count()
+    }
+
+    /// Whether `etag`, when there is one, is the device's.
+    pub(crate) fn check_etag(device: &Device, etag: &str) -> Result<(), Error> {
+        if etag.is_empty() || etag == device.record.etag {
+            return Ok(());
+        }
+        Err(Error::Etag {
+            id: device.record.id.clone(),
+            given: etag.to_owned(),
+            current: device.record.etag.clone(),
+        })
+    }
+
+    /// Whether a device may be deleted: nobody uses it, or `force`.
+    pub(crate) fn check_delete(device: &Device, force: bool) -> Result<(), Error> {
+        match &device.view.client {
+            client if device.view.life == Life::Connected && !force => Err(Error::Connected {
+                id: device.record.id.clone(),
+                client: client.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a device down and waits until nothing is left of it.
+    pub(crate) async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
+        let patience = self.shared.config.stop_timeout + DELETE_SLACK;
+        self.ask(id, patience, |reply| Request::Delete { force, reply })
+            .await
+    }
+
+    /// Resets a device's model.
+    pub(crate) async fn reset(&self, id: &str) -> Result<Device, Error> {
+        self.ask(id, REPLY_TIMEOUT, |reply| Request::Reset { reply })
+            .await?;
+        self.get(id)
+    }
+
+    async fn ask(
+        &self,
+        id: &str,
+        patience: Duration,
+        request: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Request,
+    ) -> Result<(), Error> {
+        let handle = self.handle(id)?;
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            handle.requests.send(request(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        match timeout(patience, asked).await {
+            Ok(Some(answer)) => answer,
+            // The task has ended: the device is gone, or the agent is about to be.
+            Ok(None) if *self.shutdown.borrow() => Err(Error::ShuttingDown),
+            Ok(None) => Err(Error::Missing { id: id.to_owned() }),
+            Err(_) => Err(Error::NoAnswer {
+                id: id.to_owned(),
+                patience,
+            }),
+        }
+    }
+
+    /// Waits for the tasks, which end because of the shutdown; the devices' processes stay.
+    pub(crate) async fn join(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no holder panics"));
+        if timeout(REPLY_TIMEOUT, async {
+            while tasks.join_next().await.is_some() {}
+        })
+        .await
+        .is_err()
+        {
+            tracing::warn!("device tasks did not end in time");
+        }
+    }
+}
+
+/// The device when its start has come to an end.
+async fn settled(mut handle: Handle) -> Result<Device, Error> {
+    let id = handle.record.id.clone();
+    let came = handle
+        .view
+        .wait_for(|view| view.life != Life::Starting)
+        .await
+        .map(|view| view.clone());
+    let view = came.map_err(|_| Error::ShuttingDown)?;
+    match (view.life, &view.failure) {
+        (Life::Ready | Life::Connected, _) => Ok(Device {
+            record: handle.record,
+            view,
+        }),
+        (Life::Gone | Life::Failed, Some(failure)) => Err(Error::Start {
+            id,
+            failure: failure.clone(),
+        }),
+        _ => Err(Error::DeletedMeanwhile { id }),
+    }
+}

@@ -1,0 +1,388 @@
+//! What a device does next. Pure: the task in `device.rs` reports events and carries actions out.
+//!
+//! ```text
+//!              Spawn                status
+//!   (created) ------> Starting --------------> Serving <--> (status)
+//!                      ^  |  \ too late          |
+//!                      |  |   `--> Overdue       | exit
+//!           pause over |  | exit      | exit     v
+//!                   Waiting <---------+------ by policy ----> Failed
+//!
+//!   A first start that fails is undone:  Starting, Overdue --exit--> Gone
+//!   Delete:  Starting, Serving --> Stopping --too late--> Killed;  both --exit--> Gone
+//!            Waiting, Failed --> Gone
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::backoff;
+use crate::store::RestartPolicy;
+
+/// This many ends within `BURST_WINDOW` make a device FAILED.
+const BURST: usize = 5;
+const BURST_WINDOW: Duration = Duration::from_secs(60);
+
+/// What can happen to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The process said how it is.
+    Status { connected: bool },
+    /// The process is no more, or could not be spawned.
+    Ended { success: bool },
+    /// Time has passed.
+    Tick,
+    /// Somebody wants the device gone.
+    Delete,
+}
+
+/// What the task has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Nothing.
+    None,
+    /// Start a process. There is none.
+    Spawn,
+    /// Ask the process to end.
+    Terminate,
+    /// End the process.
+    Kill,
+    /// Remove all that is left of the device. There is no process.
+    CleanUp,
+}
+
+/// Where a device is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// A process runs that has not said yet that it serves.
+    Starting { deadline: Instant, first: bool },
+    /// It did not say so in time and was killed.
+    Overdue { first: bool },
+    /// The process serves the device.
+    Serving { connected: bool },
+    /// The process ended; another one starts after a pause.
+    Waiting { until: Instant },
+    /// The process ended and the agent gave up.
+    Failed,
+    /// The process was asked to end for good.
+    Stopping { deadline: Instant },
+    /// It did not, and was killed.
+    Killed,
+    /// Nothing is left but to clean up.
+    Gone,
+}
+
+/// The times a device's machine goes by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    /// From spawn to the first status.
+    pub(crate) start: Duration,
+    /// From SIGTERM to SIGKILL.
+    pub(crate) stop: Duration,
+}
+
+/// A device's state, and what it takes to decide on the next.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    policy: RestartPolicy,
+    timeouts: Timeouts,
+    salt: u64,
+    ends: Vec<Instant>,
+}
+
+impl State {
+    /// A device whose process is about to be spawned. When it is the `first` of a device that is
+    /// being created, a failure undoes the device instead of being retried.
+    pub(crate) fn starting(
+        policy: RestartPolicy,
+        timeouts: Timeouts,
+        salt: u64,
+        first: bool,
+        now: Instant,
+    ) -> Self {
+        let deadline = now + timeouts.start;
+        Self {
+            phase: Phase::Starting { deadline, first },
+            policy,
+            timeouts,
+            salt,
+            ends: Vec::new(),
+        }
+    }
+
+    /// The process runs only now: the time it has to become ready begins.
+    pub(crate) fn spawned(&mut self, now: Instant) {
+        if let Phase::Starting { deadline, .. } = &mut self.phase {
+            *deadline = now + self.timeouts.start;
+        }
+    }
+
+    /// When to send the next `Tick`.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Starting { deadline, .. } | Phase::Stopping { deadline } => Some(deadline),
+            Phase::Waiting { until } => Some(until),
+            Phase::Overdue { .. }
+            | Phase::Serving { .. }
+            | Phase::Failed
+            | Phase::Killed
+            | Phase::Gone => None,
+        }
+    }
+
+    fn to(self, phase: Phase, action: Action) -> (Self, Action) {
+        (Self { phase, ..self }, action)
+    }
+
+    fn ended(mut self, success: bool, now: Instant) -> (Self, Action) {
+        let give_up = match self.policy {
+            RestartPolicy::Always => false,
+            RestartPolicy::OnFailure => success,
+            RestartPolicy::Never => true,
+        };
+        self.ends
+            .retain(|end| now.saturating_duration_since(*end) < BURST_WINDOW);
+        self.ends.push(now);
+        if give_up || self.ends.len() >= BURST {
+            return self.to(Phase::Failed, Action::None);
+        }
+        let until = now + backoff::pause(self.ends.len(), self.salt);
+        self.to(Phase::Waiting { until }, Action::None)
+    }
+}
+
+/// The state after `event`, and what to do now.
+pub(crate) fn next(state: &State, event: Event, now: Instant) -> (State, Action) {
+    let state = state.clone();
+    match (state.phase, event) {
+        (Phase::Starting { .. } | Phase::Serving { .. }, Event::Status { connected }) => {
+            state.to(Phase::Serving { connected }, Action::None)
+        }
+
+        (
+            Phase::Starting { first: true, .. } | Phase::Overdue { first: true },
+            Event::Ended { .. },
+        )
+        | (Phase::Stopping { .. } | Phase::Killed, Event::Ended { .. })
+        | (Phase::Waiting { .. } | Phase::Failed, Event::Delete) => {
+            state.to(Phase::Gone, Action::CleanUp)
+        }
+        (
+            Phase::Starting { .. } | Phase::Overdue { .. } | Phase::Serving { .. },
+            Event::Ended { success },
+        ) => state.ended(success, now),
+
+        (Phase::Starting { deadline, first }, Event::Tick) if now >= deadline => {
+            state.to(Phase::Overdue { first }, Action::Kill)
+        }
+        (Phase::Stopping { deadline }, Event::Tick) if now >= deadline => {
+            state.to(Phase::Killed, Action::Kill)
+        }
+        (Phase::Waiting { until }, Event::Tick) if now >= until => {
+            let deadline = now + state.timeouts.start;
+            let first = false;
+            state.to(Phase::Starting { deadline, first }, Action::Spawn)
+        }
+
+        (Phase::Starting { .. } | Phase::Serving { .. }, Event::Delete) => {
+            let deadline = now + state.timeouts.stop;
+            state.to(Phase::Stopping { deadline }, Action::Terminate)
+        }
+        (Phase::Overdue { .. }, Event::Delete) => state.to(Phase::Killed, Action::None),
+
+        // A status that was on its way when the process was asked to end, a tick that came early,
+        // a second wish to delete.
+        (
+            Phase::Overdue { .. }
+            | Phase::Waiting { .. }
+            | Phase::Failed
+            | Phase::Stopping { .. }
+            | Phase::Killed
+            | Phase::Gone,
+            _,
+        )
+        | (Phase::Starting { .. } | Phase::Serving { .. }, Event::Tick) => (state, Action::None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        start: Duration::from_secs(10),
+        stop: Duration::from_secs(5),
+    };
+
+    fn starting(policy: RestartPolicy, first: bool, now: Instant) -> State {
+        State::starting(policy, TIMEOUTS, 7, first, now)
+    }
+
+    fn serving(policy: RestartPolicy, now: Instant) -> State {
+        let state = starting(policy, true, now);
+        next(&state, Event::Status { connected: false }, now).0
+    }
+
+    #[test]
+    fn a_first_start_that_fails_is_undone() {
+        let now = Instant::now();
+        for policy in [RestartPolicy::Always, RestartPolicy::Never] {
+            let state = starting(policy, true, now);
+            let (state, action) = next(&state, Event::Ended { success: false }, now);
+            assert_eq!((state.phase, action), (Phase::Gone, Action::CleanUp));
+        }
+    }
+
+    #[test]
+    fn a_first_start_that_takes_too_long_is_killed_and_undone() {
+        let now = Instant::now();
+        let state = starting(RestartPolicy::Always, true, now);
+        assert_eq!(next(&state, Event::Tick, now).1, Action::None);
+        let (state, action) = next(&state, Event::Tick, now + TIMEOUTS.start);
+        assert_eq!(action, Action::Kill);
+        let (state, action) = next(&state, Event::Ended { success: false }, now);
+        assert_eq!((state.phase, action), (Phase::Gone, Action::CleanUp));
+    }
+
+    #[test]
+    fn policies_differ_in_what_they_restart() {
+        let now = Instant::now();
+        for (policy, success, restarts) in [
+            (RestartPolicy::Always, true, true),
+            (RestartPolicy::Always, false, true),
+            (RestartPolicy::OnFailure, true, false),
+            (RestartPolicy::OnFailure, false, true),
+            (RestartPolicy::Never, true, false),
+            (RestartPolicy::Never, false, false),
+        ] {
+            let (state, _) = next(&serving(policy, now), Event::Ended { success }, now);
+            let waits = matches!(state.phase, Phase::Waiting { .. });
+            assert_eq!(waits, restarts, "{policy:?} after success = {success}");
+        }
+    }
+
+    #[test]
+    fn a_burst_of_ends_is_the_last() {
+        let mut now = Instant::now();
+        let mut state = serving(RestartPolicy::Always, now);
+        let mut spawn_count = 0;
+        loop {
+            state = next(&state, Event::Ended { success: false }, now).0;
+            let Some(until) = state.deadline() else { break };
+            now = until;
+            let (after, action) = next(&state, Event::Tick, now);
+            assert_eq!(action, Action::Spawn);
+            state = after;
+            spawn_count += 1;
+        }
+        assert_eq!((state.phase, spawn_count), (Phase::Failed, 4));
+    }
+
+    #[test]
+    fn ends_far_apart_are_no_burst() {
+        let mut now = Instant::now();
+        let mut state = serving(RestartPolicy::Always, now);
+        for _ in 0..50 {
+            now += Duration::from_secs(20);
+            state = next(&state, Event::Ended { success: false }, now).0;
+            now = state.deadline().expect("a restart is due");
+            state = next(&state, Event::Tick, now).0;
+            state = next(&state, Event::Status { connected: true }, now).0;
+        }
+        assert_eq!(state.phase, Phase::Serving { connected: true });
+    }
+
+    #[test]
+    fn delete_asks_then_kills_then_cleans_up() {
+        let now = Instant::now();
+        let state = serving(RestartPolicy::Always, now);
+        let (state, action) = next(&state, Event::Delete, now);
+        assert_eq!(action, Action::Terminate);
+        let (state, action) = next(&state, Event::Tick, now + TIMEOUTS.stop);
+        assert_eq!(action, Action::Kill);
+        let (state, action) = next(&state, Event::Ended { success: false }, now);
+        assert_eq!((state.phase, action), (Phase::Gone, Action::CleanUp));
+    }
+
+    fn policies() -> impl Strategy<Value = RestartPolicy> {
+        prop_oneof![
+            Just(RestartPolicy::Always),
+            Just(RestartPolicy::OnFailure),
+            Just(RestartPolicy::Never),
+        ]
+    }
+
+    fn events() -> impl Strategy<Value = (Event, u64)> {
+        let event = prop_oneof![
+            4 => any::<bool>().prop_map(|connected| Event::Status { connected }),
+            4 => any::<bool>().prop_map(|success| Event::Ended { success }),
+            4 => Just(Event::Tick),
+            1 => Just(Event::Delete),
+        ];
+        (event, 0_u64..20_000)
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_events_keeps_one_process_at_most_and_cleans_up_once(
+            policy in policies(),
+            first in any::<bool>(),
+            events in prop::collection::vec(events(), 0..200),
+        ) {
+            let mut now = Instant::now();
+            let mut state = starting(policy, first, now);
+            let mut running = true;
+            let mut deleted = false;
+            let mut cleaned = false;
+            let mut ends: Vec<Instant> = Vec::new();
+            for (event, pass_ms) in events {
+                now += Duration::from_millis(pass_ms);
+                match event {
+                    // A process that is not there neither speaks nor ends.
+                    Event::Status { .. } | Event::Ended { .. } if !running => continue,
+                    Event::Ended { .. } => {
+                        running = false;
+                        ends.push(now);
+                    }
+                    Event::Delete => deleted = true,
+                    Event::Status { .. } | Event::Tick => {}
+                }
+                let (after, action) = next(&state, event, now);
+                match action {
+                    Action::None => {}
+                    Action::Spawn => {
+                        prop_assert!(!running && !deleted && !cleaned);
+                        running = true;
+                        if let [.., first, _, _, _, last] = ends[..] {
+                            prop_assert!(last - first >= BURST_WINDOW);
+                        }
+                    }
+                    Action::Terminate | Action::Kill => prop_assert!(running),
+                    Action::CleanUp => {
+                        prop_assert!(!running && !cleaned);
+                        prop_assert_eq!(after.phase, Phase::Gone);
+                        cleaned = true;
+                    }
+                }
+                // Whoever waits for the clock says until when; who has no process and is not at
+                // an end waits for the clock.
+                if !running {
+                    let rests = matches!(after.phase, Phase::Failed | Phase::Gone);
+                    prop_assert_eq!(after.deadline().is_none(), rests);
+                }
+                state = after;
+            }
+
+            // From everywhere, delete leads to the end.
+            let (after, mut action) = next(&state, Event::Delete, now);
+            state = after;
+            if running {
+                (state, action) = next(&state, Event::Ended { success: true }, now);
+            }
+            prop_assert_eq!(state.phase, Phase::Gone);
+            prop_assert_eq!(action == Action::CleanUp, !cleaned);
+        }
+    }
+}
