@@ -1,5 +1,7 @@
 //! `vfu-device` under a third-party client: the crate `vfio_user`, which cloud-hypervisor uses.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 use std::{
     fs::File,
     io::{Read, Write},
@@ -43,13 +45,21 @@ impl Driver {
         let memory: OwnedFd = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
         let memory = File::from(memory);
         memory.set_len(MEMORY_BYTES).unwrap();
-        client.dma_map(0, 0, MEMORY_BYTES, memory.as_raw_fd()).unwrap();
+        client
+            .dma_map(0, 0, MEMORY_BYTES, memory.as_raw_fd())
+            .unwrap();
         let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         // DATA_EVENTFD | ACTION_TRIGGER on INTx.
-        client.set_irqs(0, 0x24, 0, 1, &[interrupt.as_fd().as_raw_fd()]).unwrap();
+        client
+            .set_irqs(0, 0x24, 0, 1, &[interrupt.as_fd().as_raw_fd()])
+            .unwrap();
         // I/O, memory, bus master.
         client.region_write(CONFIG, 4, &7u16.to_le_bytes()).unwrap();
-        Self { client, memory, interrupt }
+        Self {
+            client,
+            memory,
+            interrupt,
+        }
     }
 
     fn read(&mut self, offset: u64) -> u32 {
@@ -59,7 +69,9 @@ impl Driver {
     }
 
     fn write(&mut self, offset: u64, value: u32) {
-        self.client.region_write(BAR0, offset, &value.to_le_bytes()).unwrap();
+        self.client
+            .region_write(BAR0, offset, &value.to_le_bytes())
+            .unwrap();
     }
 
     fn wait_interrupt(&mut self) -> u32 {
@@ -77,13 +89,20 @@ impl Driver {
     /// Both rings with 8 descriptors, promiscuous, interrupts for what is sent and received.
     fn open(&mut self) {
         for index in 0..8 {
-            self.memory.write_all_at(&descriptor(RX_BUFFER + index * 2048, 0), RX_RING + index * 16).unwrap();
+            self.memory
+                .write_all_at(
+                    &descriptor(RX_BUFFER + index * 2048, 0),
+                    RX_RING + index * 16,
+                )
+                .unwrap();
         }
         self.write(0x3800, TX_RING as u32);
         self.write(0x3808, 128);
         self.write(0x2800, RX_RING as u32);
         self.write(0x2808, 128);
         self.write(0x2818, 7);
+        // CTRL: set link up. IMS: TXDW, RXT0.
+        self.write(0x0, 0x40);
         self.write(0xd0, 0x81);
         self.write(0x400, 0x2);
         self.write(0x100, 0x0400_801a);
@@ -93,17 +112,24 @@ impl Driver {
         self.memory.write_all_at(frame, TX_BUFFER).unwrap();
         // EOP, IFCS, RS.
         let command = 0x0b00_0000 | frame.len() as u64;
-        self.memory.write_all_at(&descriptor(TX_BUFFER, command), TX_RING + index * 16).unwrap();
+        self.memory
+            .write_all_at(&descriptor(TX_BUFFER, command), TX_RING + index * 16)
+            .unwrap();
         self.write(0x3818, (index + 1) as u32 % 8);
     }
 
     fn received(&mut self, index: u64) -> Option<Vec<u8>> {
         let mut descriptor = [0; 16];
-        self.memory.read_exact_at(&mut descriptor, RX_RING + index * 16).unwrap();
+        self.memory
+            .read_exact_at(&mut descriptor, RX_RING + index * 16)
+            .unwrap();
         // DD and EOP.
         (descriptor[12] & 3 == 3).then(|| {
-            let mut frame = vec![0; usize::from(u16::from_le_bytes([descriptor[8], descriptor[9]]))];
-            self.memory.read_exact_at(&mut frame, RX_BUFFER + index * 2048).unwrap();
+            let mut frame =
+                vec![0; usize::from(u16::from_le_bytes([descriptor[8], descriptor[9]]))];
+            self.memory
+                .read_exact_at(&mut frame, RX_BUFFER + index * 2048)
+                .unwrap();
             frame
         })
     }
@@ -127,7 +153,8 @@ fn e1000_with_peer() -> (Device, UnixStream) {
     );
     let device = Device::start(dir, "e1000", &config).unwrap();
     let (peer, _) = listener.accept().unwrap();
-    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     (device, peer)
 }
 
@@ -168,7 +195,9 @@ fn exchange(driver: &mut Driver, peer: &mut UnixStream) {
 fn info_regions_and_configuration_space() {
     let (device, _peer) = e1000_with_peer();
     let mut client = Client::new(&device.socket()).unwrap();
-    let sizes: Vec<u64> = (0..9).map(|index| client.region(index).unwrap().size).collect();
+    let sizes: Vec<u64> = (0..9)
+        .map(|index| client.region(index).unwrap().size)
+        .collect();
     assert_eq!(sizes, [128 << 10, 64, 0, 0, 0, 0, 0, 256, 0]);
     let intx = client.get_irq_info(0).unwrap();
     assert_eq!((intx.count, intx.flags), (1, 7));
@@ -192,11 +221,14 @@ fn info_regions_and_configuration_space() {
 fn a_frame_each_way_reset_and_reconnect() {
     let (device, mut peer) = e1000_with_peer();
     let mut driver = Driver::connect(&device);
-    assert_eq!(driver.read(0x8) & 2, 2, "STATUS: link up");
     exchange(&mut driver, &mut peer);
+    assert_eq!(driver.read(0x8) & 2, 2, "STATUS: link up");
     driver.client.reset().unwrap();
     assert_eq!(driver.read(0x3818), 0, "TDT after DEVICE_RESET");
-    driver.client.region_write(CONFIG, 4, &7u16.to_le_bytes()).unwrap();
+    driver
+        .client
+        .region_write(CONFIG, 4, &7u16.to_le_bytes())
+        .unwrap();
     exchange(&mut driver, &mut peer);
     // The client vanishes, and the next one finds the device as after power-on.
     drop(driver);
@@ -223,7 +255,10 @@ fn frames_of_every_length_pass_unchanged() {
         }
         assert_eq!(driver.received(index).unwrap(), sent);
         let again = descriptor(RX_BUFFER + index * 2048, 0);
-        driver.memory.write_all_at(&again, RX_RING + index * 16).unwrap();
+        driver
+            .memory
+            .write_all_at(&again, RX_RING + index * 16)
+            .unwrap();
         driver.write(0x2818, index as u32);
     }
 }
@@ -240,7 +275,12 @@ fn a_second_client_is_closed_at_once_and_the_first_goes_on() {
 #[test]
 fn a_client_that_sends_garbage_costs_only_its_session() {
     let (device, mut peer) = e1000_with_peer();
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[0xff; 4096], b"\x01\0\x01\0\x10"] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 64],
+        &[0xff; 4096],
+        b"\x01\0\x01\0\x10",
+    ] {
         let mut stream = UnixStream::connect(device.socket()).unwrap();
         // The device may have closed already.
         let _ = stream.write_all(garbage);
@@ -260,7 +300,9 @@ fn a_client_that_sends_garbage_costs_only_its_session() {
 fn a_silent_client_is_closed_after_five_seconds() {
     let (device, _peer) = e1000_with_peer();
     let mut silent = UnixStream::connect(device.socket()).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    silent
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
     assert_eq!(silent.read(&mut [0]).unwrap(), 0);
     Client::new(&device.socket()).unwrap();
 }
@@ -277,7 +319,10 @@ fn bad_starts_name_the_field_and_exit_by_kind() {
             .output()
             .unwrap();
         assert!(!socket.exists(), "{config}: the socket was left behind");
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     for (model, config, code, says) in [
         ("e1001", "{}", 78, "e1001"),
@@ -285,9 +330,24 @@ fn bad_starts_name_the_field_and_exit_by_kind() {
         ("e1000", r#"{"mac":"01:00:00:00:00:01"}"#, 78, "mac"),
         ("e1000", r#"{"mac":7}"#, 78, "mac"),
         ("e1000", r#"{"colour":1}"#, 78, "colour"),
-        ("e1000", r#"{"net":{"tap":{"ifname":"sixteen-bytes-xx"}}}"#, 78, "ifname"),
-        ("e1000", r#"{"net":{"tap":{"netns":"/run/netns/absent"}}}"#, 73, "/run/netns/absent"),
-        ("e1000", r#"{"net":{"tap":{"bridge":"absent0"}}}"#, 73, "absent0"),
+        (
+            "e1000",
+            r#"{"net":{"tap":{"ifname":"sixteen-bytes-xx"}}}"#,
+            78,
+            "ifname",
+        ),
+        (
+            "e1000",
+            r#"{"net":{"tap":{"netns":"/run/netns/absent"}}}"#,
+            73,
+            "/run/netns/absent",
+        ),
+        (
+            "e1000",
+            r#"{"net":{"tap":{"bridge":"absent0"}}}"#,
+            73,
+            "absent0",
+        ),
         ("e1000", "@/absent/file", 78, "/absent/file"),
     ] {
         let (actual, stderr) = start(model, config);
@@ -298,7 +358,10 @@ fn bad_starts_name_the_field_and_exit_by_kind() {
 
 #[test]
 fn the_catalogue_describes_the_models() {
-    let output = Command::new(programs().unwrap().join("vfu-device")).args(["models", "--json"]).output().unwrap();
+    let output = Command::new(programs().unwrap().join("vfu-device"))
+        .args(["models", "--json"])
+        .output()
+        .unwrap();
     let catalogue: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let e1000 = &catalogue["models"][0];
     assert_eq!(e1000["name"], "e1000");

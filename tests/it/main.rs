@@ -1,4 +1,7 @@
 //! Tests of the whole: processes, sockets, and a real VMM with a Linux guest.
 
+#![cfg(test)]
+
 mod device;
+mod e1000;
 mod guest;

@@ -80,7 +80,7 @@ pub(crate) fn unknown_model(name: &str, catalogue: &[Model]) -> Error {
     let known: Vec<_> = catalogue.iter().map(|model| model.name).collect();
     Error {
         field: None,
-        kind: Kind::NotFound,
+        kind: Kind::Invalid,
         message: format!("no model {name:?}: choose one of {}", known.join(", ")),
     }
 }
