@@ -8,9 +8,8 @@ use std::{
 };
 
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
 
-use crate::schema::Schema;
+use crate::{refusal, schema::Schema};
 
 /// The exit codes, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -114,21 +113,16 @@ impl Error {
 
     /// The failure as lines for people: what failed, then each detail on a line of its own.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let mut lines = match self {
+        let lines = match self {
             Self::Several(errors) => return errors.iter().flat_map(Self::lines).collect(),
-            error => vec![format!("vfuctl: {}", indented(&error.to_string()))],
+            Self::Refused { status, flags } => refusal::lines(status, flags),
+            error => vec![error.to_string()],
         };
-        if let Self::Refused { status, flags } = self {
-            if status.message().is_empty() {
-                lines = vec![format!("vfuctl: {}", status.code().description())];
-            }
-            lines.extend(
-                details(status, flags)
-                    .iter()
-                    .map(|it| format!("  {}", indented(it))),
-            );
-        }
-        lines
+        let heads = std::iter::once("vfuctl: ").chain(std::iter::repeat("  "));
+        heads
+            .zip(&lines)
+            .map(|(head, line)| format!("{head}{}", indented(line)))
+            .collect()
     }
 
     /// The same error, told in terms of the flags of `schema`.
@@ -193,58 +187,6 @@ fn unreachable(path: &std::path::Path, source: &io::Error) -> String {
     }
 }
 
-fn details(status: &Status, flags: &[String]) -> Vec<String> {
-    let details = status.get_error_details();
-    let mut lines = Vec::new();
-    if let Some(request) = details.bad_request() {
-        for violation in &request.field_violations {
-            lines.push(match hint(&violation.field, flags) {
-                Some(flag) => format!("{} ({flag}): {}", violation.field, violation.description),
-                None => format!("{}: {}", violation.field, violation.description),
-            });
-        }
-    }
-    if let Some(failure) = details.precondition_failure() {
-        for violation in &failure.violations {
-            let subject = match hint(&violation.subject, flags) {
-                Some(flag) => format!("{} ({flag})", violation.subject),
-                None if violation.subject.is_empty() => violation.r#type.clone(),
-                None => violation.subject.clone(),
-            };
-            lines.push(format!("{subject}: {}", violation.description));
-        }
-    }
-    if let Some(failure) = details.quota_failure() {
-        for violation in &failure.violations {
-            lines.push(format!("{}: {}", violation.subject, violation.description));
-        }
-    }
-    if let Some(delay) = details.retry_info().and_then(|it| it.retry_delay) {
-        lines.push(format!("try again in {} s", delay.as_secs_f64()));
-    }
-    // Agents often have nothing to add to their message.
-    lines.retain(|line| line != status.message());
-    lines
-}
-
-/// The flag or argument of vfuctl that fills a field of a request.
-fn hint(field: &str, flags: &[String]) -> Option<String> {
-    if let Some(path) = field.strip_prefix("device.spec.config.") {
-        let known = flags.iter().any(|flag| flag == path);
-        return known.then(|| format!("--{path}"));
-    }
-    let flag = match field {
-        "device_id" => "ID",
-        "device.spec.model" => "MODEL",
-        "device.spec.config" => "--config",
-        "request_id" => "--request-id",
-        "filter" => "--filter",
-        _ if field == "device.labels" || field.starts_with("device.labels.") => "--label",
-        _ => return None,
-    };
-    Some(flag.to_owned())
-}
-
 fn indented(text: &str) -> String {
     printable(text.trim_end()).replace('\n', "\n  ")
 }
@@ -258,8 +200,6 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::tests::card;
-    use tonic_types::ErrorDetails;
 
     fn refused(code: Code) -> Error {
         Status::new(code, "no").into()
@@ -310,53 +250,8 @@ mod tests {
     }
 
     #[test]
-    fn violations_name_the_flag() {
-        let mut details = ErrorDetails::new();
-        details
-            .add_bad_request_violation("device.spec.config.net.tap.ifname", "too long")
-            .add_bad_request_violation("device.spec.config.colour", "unknown")
-            .add_bad_request_violation("device_id", "must begin with a letter")
-            .add_bad_request_violation("device.spec.limits", "not served");
-        let status =
-            Status::with_error_details(Code::InvalidArgument, "4 fields are wrong", details);
-        let error = Error::from(status).knowing(&card());
-        assert_eq!(
-            error.lines(),
-            [
-                "vfuctl: 4 fields are wrong",
-                "  device.spec.config.net.tap.ifname (--net.tap.ifname): too long",
-                "  device.spec.config.colour: unknown",
-                "  device_id (ID): must begin with a letter",
-                "  device.spec.limits: not served",
-            ]
-        );
-    }
-
-    #[test]
-    fn preconditions_name_their_subject() {
-        let mut details = ErrorDetails::new();
-        details.add_precondition_failure_violation("IN_USE", "/dev/net/tun", "busy");
-        let error = Error::from(Status::with_error_details(
-            Code::FailedPrecondition,
-            "tap vfu0: in use",
-            details,
-        ));
-        assert_eq!(
-            error.lines(),
-            ["vfuctl: tap vfu0: in use", "  /dev/net/tun: busy"]
-        );
-    }
-
-    #[test]
     fn a_terminal_is_not_told_what_to_do() {
         let error = Error::from(Status::new(Code::Internal, "it said:\n\u{1b}[2J\r"));
         assert_eq!(error.lines(), ["vfuctl: it said:\n  \u{fffd}[2J"]);
-    }
-
-    #[test]
-    fn a_refusal_without_words_still_has_a_line() {
-        let error = Error::from(Status::new(Code::NotFound, ""));
-        assert_eq!(error.lines().len(), 1);
-        assert!(error.lines()[0].len() > "vfuctl: ".len());
     }
 }

@@ -9,6 +9,7 @@ mod cmd;
 mod config;
 mod error;
 mod output;
+mod refusal;
 mod schema;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,220 @@
+//! A refusal of the agent in the words of the command line.
+//!
+//! The agent names fields of requests, `device.spec.config.net.tap.ifname`; people gave flags, `--net.tap.ifname`. What the
+//! details of a status repeat of its message is said once.
+
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// One detail of a refusal.
+struct Detail {
+    /// The field or thing.
+    subject: String,
+    /// The flag or argument that fills the field.
+    flag: Option<String>,
+    description: String,
+}
+
+impl Detail {
+    fn new(subject: &str, description: &str, flags: &[String]) -> Self {
+        Self {
+            subject: subject.to_owned(),
+            flag: flag(subject, flags),
+            description: description.to_owned(),
+        }
+    }
+
+    fn subject(&self) -> String {
+        match &self.flag {
+            Some(flag) => format!("{} ({flag})", self.subject),
+            None => self.subject.clone(),
+        }
+    }
+}
+
+/// What `status` says: the message first, then a line for each detail. `flags` are the paths of the model's fields that
+/// have flags.
+pub(crate) fn lines(status: &Status, flags: &[String]) -> Vec<String> {
+    let message = match status.message() {
+        "" => status.code().description(),
+        message => message,
+    };
+    let details = status.get_error_details();
+    let named = named(&details, flags);
+    let full = |it: &Detail| format!("{}: {}", it.subject(), it.description);
+    let plain: Vec<_> = named
+        .iter()
+        .map(|it| format!("{}: {}", it.subject, it.description))
+        .collect();
+    let mut lines: Vec<String> = if plain.join("; ") == message {
+        // The message is no more than a list of its details.
+        match &named[..] {
+            [only] => vec![full(only)],
+            many => [format!("{} fields are wrong", many.len())]
+                .into_iter()
+                .chain(many.iter().map(full))
+                .collect(),
+        }
+    } else {
+        let details = named
+            .iter()
+            .filter_map(|it| match (it.description == message, &it.flag) {
+                (false, _) => Some(full(it)),
+                (true, Some(_)) => Some(format!("field {}", it.subject())),
+                (true, None) => None,
+            });
+        [message.to_owned()].into_iter().chain(details).collect()
+    };
+    if let Some(delay) = details.retry_info().and_then(|it| it.retry_delay) {
+        lines.push(format!("try again in {} s", delay.as_secs_f64()));
+    }
+    lines
+}
+
+fn named(details: &ErrorDetails, flags: &[String]) -> Vec<Detail> {
+    let mut named = Vec::new();
+    if let Some(request) = details.bad_request() {
+        for it in &request.field_violations {
+            named.push(Detail::new(&it.field, &it.description, flags));
+        }
+    }
+    if let Some(failure) = details.precondition_failure() {
+        for it in &failure.violations {
+            let subject = match it.subject.as_str() {
+                "" => &it.r#type,
+                subject => subject,
+            };
+            named.push(Detail::new(subject, &it.description, flags));
+        }
+    }
+    if let Some(failure) = details.quota_failure() {
+        for it in &failure.violations {
+            named.push(Detail::new(&it.subject, &it.description, flags));
+        }
+    }
+    named
+}
+
+/// The flag or argument of vfuctl that fills a field of a request.
+fn flag(field: &str, flags: &[String]) -> Option<String> {
+    if let Some(path) = field.strip_prefix("device.spec.config.") {
+        let known = flags.iter().any(|flag| flag == path);
+        return known.then(|| format!("--{path}"));
+    }
+    let flag = match field {
+        "device_id" => "ID",
+        "device.spec.model" => "MODEL",
+        "device.spec.config" => "--config",
+        "request_id" => "--request-id",
+        "filter" => "--filter",
+        _ if field == "device.labels" || field.starts_with("device.labels.") => "--label",
+        _ => return None,
+    };
+    Some(flag.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    fn told(code: Code, message: &str, details: ErrorDetails) -> Vec<String> {
+        let flags = ["mac".to_owned(), "net.tap.ifname".to_owned()];
+        lines(&Status::with_error_details(code, message, details), &flags)
+    }
+
+    #[test]
+    fn violations_name_the_flag() {
+        let mut details = ErrorDetails::new();
+        details
+            .add_bad_request_violation("device.spec.config.net.tap.ifname", "too long")
+            .add_bad_request_violation("device.spec.config.colour", "unknown")
+            .add_bad_request_violation("device_id", "must begin with a letter")
+            .add_bad_request_violation("device.spec.limits", "not served");
+        assert_eq!(
+            told(Code::InvalidArgument, "bad request", details),
+            [
+                "bad request",
+                "device.spec.config.net.tap.ifname (--net.tap.ifname): too long",
+                "device.spec.config.colour: unknown",
+                "device_id (ID): must begin with a letter",
+                "device.spec.limits: not served",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_that_lists_its_details_is_not_said_twice() {
+        let mut details = ErrorDetails::new();
+        details.add_bad_request_violation("device.spec.config.mac", "not an address");
+        assert_eq!(
+            told(
+                Code::InvalidArgument,
+                "device.spec.config.mac: not an address",
+                details.clone()
+            ),
+            ["device.spec.config.mac (--mac): not an address"]
+        );
+        details.add_bad_request_violation("device_id", "too long");
+        assert_eq!(
+            told(
+                Code::InvalidArgument,
+                "device.spec.config.mac: not an address; device_id: too long",
+                details
+            ),
+            [
+                "2 fields are wrong",
+                "device.spec.config.mac (--mac): not an address",
+                "device_id (ID): too long"
+            ]
+        );
+    }
+
+    #[test]
+    fn preconditions_name_their_subject() {
+        let mut details = ErrorDetails::new();
+        details.add_precondition_failure_violation("IN_USE", "/dev/net/tun", "busy");
+        assert_eq!(
+            told(Code::FailedPrecondition, "tap vfu0: in use", details),
+            ["tap vfu0: in use", "/dev/net/tun: busy"]
+        );
+    }
+
+    #[test]
+    fn a_precondition_that_repeats_the_message_adds_its_flag() {
+        let violation = |subject: &str| {
+            let mut details = ErrorDetails::new();
+            details.add_precondition_failure_violation("IN_USE", subject, "tap vfu0: in use");
+            told(Code::FailedPrecondition, "tap vfu0: in use", details)
+        };
+        assert_eq!(
+            violation("device.spec.config.net.tap.ifname"),
+            [
+                "tap vfu0: in use",
+                "field device.spec.config.net.tap.ifname (--net.tap.ifname)"
+            ]
+        );
+        assert_eq!(violation("host"), ["tap vfu0: in use"]);
+    }
+
+    #[test]
+    fn limits_and_delays_are_told() {
+        let mut details = ErrorDetails::with_retry_info(Some(std::time::Duration::from_secs(1)));
+        details.add_quota_failure_violation("agent/calls", "limit 256");
+        assert_eq!(
+            told(Code::ResourceExhausted, "too many calls", details),
+            [
+                "too many calls",
+                "agent/calls: limit 256",
+                "try again in 1 s"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refusal_without_words_still_has_a_line() {
+        let lines = lines(&Status::new(Code::NotFound, ""), &[]);
+        assert_eq!(lines.len(), 1);
+        assert!(!lines[0].is_empty());
+    }
+}
