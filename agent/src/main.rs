@@ -1,6 +1,7 @@
 //! `vfu-agent`: flags, logs, runtime, signals. What it does is in the library.
 
-use std::io;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
 
 use agent::{Args, Config, LogFormat};
 use anyhow::Context;
@@ -8,10 +9,20 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match start(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With all causes in one line, and without a backtrace: it is the operator's to mend.
+            eprintln!("vfu-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &Args) -> anyhow::Result<()> {
     init_logs(args.log_format)?;
-    let config = Config::new(&args).context("find the current directory")?;
+    let config = Config::new(args).context("find the current directory")?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -56,6 +67,7 @@ fn init_logs(format: LogFormat) -> anyhow::Result<()> {
     };
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match format {
         LogFormat::Text => logs.init(),

@@ -294,24 +294,19 @@ impl Task {
             control: &sockets.control,
             log,
         };
+        // The connection waits in the socket's queue before the process runs, so that one that fails
+        // at once still has somebody to tell why.
+        let control = Control::connect(&self.dir.control()).map_err(StartError::Control)?;
         let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
             program: catalogue.program.clone(),
             source,
         })?;
         manifest.pid = Some(process.pid());
         manifest.start_time = Some(SystemTime::now());
-        let connected = self
-            .dir
-            .write_manifest(&manifest)
-            .map_err(directory)
-            .and_then(|()| Control::connect(&self.dir.control()).map_err(StartError::Control));
-        match connected {
-            Ok(control) => self.control = Some(control),
-            Err(error) => {
-                process.signal(Signal::SIGKILL);
-                process.exited().await;
-                return Err(error);
-            }
+        if let Err(source) = self.dir.write_manifest(&manifest) {
+            process.signal(Signal::SIGKILL);
+            process.exited().await;
+            return Err(directory(source));
         }
 
         info!(pid = process.pid(), "device process started");
@@ -323,6 +318,7 @@ impl Task {
         self.view.pid = Some(process.pid());
         self.view.start_time = manifest.start_time;
         self.process = Some(process);
+        self.control = Some(control);
         self.state.spawned(Instant::now());
         Ok(())
     }
@@ -430,7 +426,6 @@ impl Task {
         // Who waited too long went away.
         self.resets.retain(|_, reply| !reply.is_closed());
         self.resets.insert(self.next_request, reply);
-        info!("device reset by the API");
         Ok(())
     }
 
@@ -477,6 +472,7 @@ impl Task {
                 if let Some(reply) = self.resets.remove(&id) {
                     let id = self.record.id.clone();
                     let answer = if ok {
+                        info!("device reset by the API");
                         Ok(())
                     } else {
                         Err(Error::Refused { id, message })
@@ -587,12 +583,12 @@ impl Task {
                 ("DELETING", "it is being deleted".to_owned())
             }
             (Phase::Failed, Some(failure)) => {
-                let cure = "it is not started again; delete it and create it anew";
-                (failure.reason(), format!("{}; {cure}", chain(failure)))
+                let next = "it is not started again, delete it and create it anew";
+                (failure.reason(), format!("{next}: {}", chain(failure)))
             }
             (_, Some(failure)) => {
                 let next = "it is started again";
-                (failure.reason(), format!("{}; {next}", chain(failure)))
+                (failure.reason(), format!("{next}: {}", chain(failure)))
             }
             (_, None) => ("STARTING", "it is being started".to_owned()),
         };
