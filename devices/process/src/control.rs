@@ -71,7 +71,10 @@ pub(crate) struct Resets {
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Request {
+    /// Back to the power-on state; answered with a reply.
     Reset { id: u64 },
+    /// Answered with the status as it is at this moment.
+    Status,
 }
 
 #[derive(Serialize)]
@@ -170,10 +173,15 @@ impl Control {
         self.send(index, &Message::Reply { id, ok: true });
     }
 
+    /// Tells one connection.
+    pub(crate) fn send_status_to(&mut self, index: usize, status: &Status) {
+        self.send(index, &Message::Status(status));
+    }
+
     /// Tells every connection.
     pub(crate) fn send_status(&mut self, status: &Status) {
         for index in 0..MAX_PEERS {
-            self.send(index, &Message::Status(status));
+            self.send_status_to(index, status);
         }
     }
 

@@ -89,7 +89,7 @@ pub(crate) struct Server {
     resets: Resets,
     /// What the agent knows: whether there is a client, and the resets; and when it was told.
     told: (bool, Resets),
-    told_at: Option<Instant>,
+    told_at: Instant,
     log: Log,
 }
 
@@ -145,7 +145,7 @@ impl Server {
             accept_again: None,
             resets: Resets::default(),
             told: (false, Resets::default()),
-            told_at: None,
+            told_at: Instant::now(),
             log: Log::default(),
         };
         server.watch(&server.listener, Token::Listener)?;
@@ -181,7 +181,7 @@ impl Server {
                         }
                     }
                     Token::Control => self.accept_control(&mut control)?,
-                    Token::Peer(index) => self.serve_control(&mut control, index),
+                    Token::Peer(index) => self.serve_control(&mut control, index, now),
                 }
             }
             self.keep_deadlines(backend_ready, now)?;
@@ -247,16 +247,7 @@ impl Server {
                 return self.epoll.delete(&self.listener);
             }
         };
-        // A client that has left and come back at once (a guest's reboot) is heard of in any order.
-        while let Some(Connected { session, .. }) = &self.session
-            && session.has_hung_up()
-        {
-            if session.is_blocked() {
-                self.disconnect("it left without taking its replies", now);
-            } else {
-                self.serve(now);
-            }
-        }
+        self.notice_hang_up(now);
         if let Some(connected) = &self.session {
             if let Some(suppressed) = self.log.turned_away.pass(now) {
                 let user = connected.client.as_ref().map(|client| client.pid);
@@ -304,6 +295,20 @@ impl Server {
         }
     }
 
+    /// Ends the session of a client that has closed its end, which epoll may not have told yet: a client that leaves and
+    /// comes back at once (a guest's reboot) is heard of in any order.
+    fn notice_hang_up(&mut self, now: Instant) {
+        while let Some(Connected { session, .. }) = &self.session
+            && session.has_hung_up()
+        {
+            if session.is_blocked() {
+                self.disconnect("it left without taking its replies", now);
+            } else {
+                self.serve(now);
+            }
+        }
+    }
+
     /// The client is gone: its memory is unmapped, its eventfds are closed, and the model is as after power-on.
     fn disconnect(&mut self, why: &str, now: Instant) {
         let Some(Connected {
@@ -342,7 +347,7 @@ impl Server {
         }
     }
 
-    fn serve_control(&mut self, control: &mut Control, index: usize) {
+    fn serve_control(&mut self, control: &mut Control, index: usize, now: Instant) {
         match control.receive(index) {
             Some(Request::Reset { id }) => {
                 let lent = self
@@ -354,6 +359,10 @@ impl Server {
                 info!("reset through the control socket");
                 control.reply(index, id);
             }
+            Some(Request::Status) => {
+                self.notice_hang_up(now);
+                control.send_status_to(index, &self.status());
+            }
             None => {}
         }
     }
@@ -364,15 +373,12 @@ impl Server {
         if self.status_due().is_some_and(|due| due <= now) {
             control.send_status(&self.status());
             self.told = self.news();
-            self.told_at = Some(now);
+            self.told_at = now;
         }
     }
 
     fn status_due(&self) -> Option<Instant> {
-        let soonest = self
-            .told_at
-            .map_or_else(Instant::now, |told_at| told_at + STATUS_PERIOD);
-        (self.news() != self.told).then_some(soonest)
+        (self.news() != self.told).then(|| self.told_at + STATUS_PERIOD)
     }
 
     fn news(&self) -> (bool, Resets) {
