@@ -63,6 +63,13 @@ impl From<net::Error> for Error {
 
 /// Reads a model's configuration.
 pub(crate) fn parse<T: DeserializeOwned>(config: serde_json::Value) -> Result<T, Error> {
+    if !config.is_object() {
+        return Err(Error {
+            field: None,
+            kind: Kind::Invalid,
+            message: "a configuration is a JSON object: {} has nothing but defaults".into(),
+        });
+    }
     serde_path_to_error::deserialize(config).map_err(|error| {
         let field = match error.path().to_string().as_str() {
             "." | "" => None,

@@ -5,6 +5,8 @@
 
 pub mod e1000;
 mod error;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 

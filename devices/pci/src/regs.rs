@@ -295,7 +295,7 @@ impl Regs {
 
 #[inline]
 fn word(offset: u32) -> Option<usize> {
-    (offset % 4 == 0).then_some((offset / 4) as usize)
+    offset.is_multiple_of(4).then_some((offset / 4) as usize)
 }
 
 /// Fills `data` from the words that the access touches; `read` is called once for each.

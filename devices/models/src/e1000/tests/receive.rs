@@ -1,0 +1,395 @@
+//! Frames into buffers.
+
+use super::*;
+
+const RXT0: u32 = 0x80;
+const RXDMT0: u32 = 0x10;
+const RXO: u32 = 0x40;
+const BAM: u32 = 0x8000;
+const SECRC: u32 = 0x0400_0000;
+const DD: u8 = 0x01;
+const EOP: u8 = 0x02;
+const IXSM: u8 = 0x04;
+const VP: u8 = 0x08;
+const TCPCS: u8 = 0x20;
+const IPCS: u8 = 0x40;
+const PIF: u8 = 0x80;
+
+#[test]
+fn a_frame_goes_into_a_buffer() {
+    let mut driver = Driver::receiving(8, BAM);
+    driver.read(ICR);
+    driver.write(IMS, RXT0);
+    driver.guest.interrupted();
+    let frame = frame(MAC, 1514);
+    driver.arrive(&frame);
+    let received = driver.received(0);
+    assert_eq!(received.data.len(), 1518, "with FCS");
+    assert_eq!(received.data[..1514], frame);
+    assert_eq!(received.status, DD | EOP | IXSM);
+    assert_eq!(received.errors, 0);
+    assert_eq!(driver.read(RDH), 1);
+    assert!(driver.guest.interrupted());
+    assert_eq!(driver.read(ICR), RXT0);
+}
+
+#[test]
+fn the_fcs_is_stripped_and_short_frames_are_padded() {
+    let mut driver = Driver::receiving(8, SECRC);
+    let short = frame(MAC, 42);
+    driver.arrive(&short);
+    let received = driver.received(0);
+    assert_eq!(received.data.len(), 60);
+    assert_eq!(received.data[..42], short);
+    assert_eq!(received.data[42..], [0; 18]);
+}
+
+#[test]
+fn a_long_frame_takes_many_buffers() {
+    // LPE, buffers of 256 bytes.
+    let mut driver = Driver::receiving(64, SECRC | 0x20 | 0x3_0000);
+    let frame = frame(MAC, 9014);
+    driver.arrive(&frame);
+    let mut data = Vec::new();
+    for index in 0..36 {
+        let received = driver.received(index);
+        assert_eq!(
+            received.status & (DD | EOP),
+            if index == 35 { DD | EOP } else { DD }
+        );
+        data.extend(received.data);
+    }
+    assert_eq!(data, frame);
+    assert_eq!(driver.received(36).status, 0);
+}
+
+#[test]
+fn buffers_have_the_size_that_rctl_says() {
+    for (size, bytes) in [
+        (0, 2048),
+        (0x1_0000, 1024),
+        (0x2_0000, 512),
+        (0x3_0000, 256),
+        (0x0201_0000, 16_384),
+        (0x0202_0000, 8192),
+        (0x0203_0000, 4096),
+    ] {
+        let mut driver = Driver::receiving(64, SECRC | 0x20 | size);
+        driver.arrive(&frame(MAC, 16_000));
+        assert_eq!(driver.received(0).data.len(), bytes.min(16_000));
+    }
+}
+
+#[test]
+fn long_frames_need_lpe() {
+    let mut driver = Driver::receiving(16, 0);
+    driver.arrive(&frame(MAC, 1519));
+    assert_eq!(driver.received(0).status, 0);
+    assert_eq!(driver.read(0x40ac), 1, "ROC");
+    driver.arrive(&frame(MAC, 1518));
+    assert_eq!(driver.received(0).data.len(), 1522);
+}
+
+#[test]
+fn addresses_are_filtered() {
+    let other = [2, 0, 0, 0, 0, 9];
+    let group = [0x01, 0x00, 0x5e, 0x7f, 0xab, 0xcd];
+    let accepted = |rctl: u32, destination: [u8; 6]| {
+        let mut driver = Driver::receiving(8, rctl);
+        driver.arrive(&frame(destination, 60));
+        let status = driver.received(0).status;
+        (status & DD == DD, status & PIF == PIF)
+    };
+    assert_eq!(accepted(0, MAC), (true, false));
+    assert_eq!(accepted(0, other), (false, false));
+    assert_eq!(accepted(0x08, other), (true, true));
+    assert_eq!(accepted(0, [0xff; 6]), (false, false));
+    assert_eq!(accepted(BAM, [0xff; 6]), (true, false));
+    assert_eq!(accepted(0x08, group), (false, false));
+    assert_eq!(accepted(0x10, group), (true, true));
+}
+
+#[test]
+fn any_receive_address_matches_once_it_is_valid() {
+    let mut driver = Driver::receiving(8, 0);
+    let other = [0x02, 0x11, 0x22, 0x33, 0x44, 0x55];
+    driver.write(0x5478, 0x3322_1102);
+    driver.write(0x547c, 0x0000_5544);
+    driver.arrive(&frame(other, 60));
+    assert_eq!(driver.received(0).status, 0);
+    driver.write(0x547c, 0x8000_5544);
+    driver.arrive(&frame(other, 60));
+    assert_eq!(driver.received(0).status & (DD | PIF), DD);
+    // AS 1: the source is compared.
+    driver.write(0x5478, 0x0000_0002);
+    driver.write(0x547c, 0x8001_0100);
+    driver.arrive(&frame(other, 60));
+    assert_eq!(driver.received(1).status & DD, DD);
+}
+
+#[test]
+fn the_multicast_table_hashes_by_mo() {
+    // 01:00:5e:00:5a:c3: the last 16 bits are 0xc35a, of which MO chooses 12.
+    let group = [0x01, 0x00, 0x5e, 0x00, 0x5a, 0xc3];
+    for (mo, hash) in [(0u32, 0xc35u32), (1, 0x86b), (2, 0x0d6), (3, 0x35a)] {
+        let mut driver = Driver::receiving(8, mo << 12);
+        let register = 0x5200 + u64::from(hash >> 5) * 4;
+        driver.write(register, !(1 << (hash & 31)));
+        driver.arrive(&frame(group, 60));
+        assert_eq!(driver.received(0).status, 0, "mo {mo}");
+        driver.write(register, 1 << (hash & 31));
+        driver.arrive(&frame(group, 60));
+        assert_eq!(driver.received(0).status & (DD | PIF), DD | PIF, "mo {mo}");
+    }
+}
+
+fn tagged(tag: u16, bytes: usize) -> Vec<u8> {
+    let mut frame = frame(MAC, bytes);
+    frame.splice(12..12, [0x81, 0x00, (tag >> 8) as u8, tag as u8]);
+    frame
+}
+
+#[test]
+fn vlan_tags_are_filtered_and_stripped() {
+    let mut driver = Driver::receiving(8, SECRC);
+    driver.arrive(&tagged(0x6123, 100));
+    let kept = driver.received(0);
+    assert_eq!((kept.data.len(), kept.status & VP), (104, 0));
+    driver.set(CTRL, 0x4000_0000);
+    driver.arrive(&tagged(0x6123, 100));
+    let stripped = driver.received(1);
+    assert_eq!(stripped.data, frame(MAC, 100));
+    assert_eq!((stripped.status & VP, stripped.special), (VP, 0x6123));
+    // VFE: only what the table names.
+    driver.set(RCTL, 0x4_0000);
+    driver.arrive(&tagged(0x6123, 100));
+    assert_eq!(driver.received(2).status, 0);
+    driver.write(0x5600 + 0x123 / 32 * 4, 1 << (0x123 % 32));
+    driver.arrive(&tagged(0x6123, 100));
+    assert_eq!(driver.received(2).status & DD, DD);
+    // CFIEN, with CFI 0: tags with the indicator are dropped.
+    driver.set(RCTL, 0x8_0000);
+    driver.arrive(&tagged(0x7123, 100));
+    assert_eq!(driver.received(3).status, 0);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(3).status & DD, DD, "no tag, no filter");
+}
+
+#[test]
+fn checksums_are_judged() {
+    let judge = |frame: &[u8]| {
+        let mut driver = Driver::receiving(8, 0);
+        driver.write(0x5000, 0x700);
+        driver.arrive(frame);
+        let received = driver.received(0);
+        (received.status & (IXSM | IPCS | TCPCS), received.errors)
+    };
+    for protocol in [6, 17] {
+        let good = ipv4_frame(protocol, &[9; 101]);
+        assert_eq!(judge(&good), (IPCS | TCPCS, 0));
+        let mut bad = good.clone();
+        bad[100] ^= 1;
+        assert_eq!(judge(&bad), (IPCS | TCPCS, 0x20));
+        let mut bad = good.clone();
+        bad[22] -= 1;
+        assert_eq!(judge(&bad).1, 0x40);
+        let mut fragment = good;
+        fragment[20] = 0x20;
+        assert_eq!(judge(&fragment).0, IPCS);
+    }
+    assert_eq!(judge(&ipv6_frame(&[1; 200])), (TCPCS, 0));
+    let mut bad = ipv6_frame(&[1; 200]);
+    bad[60] ^= 0x80;
+    assert_eq!(judge(&bad), (TCPCS, 0x20));
+    assert_eq!(judge(&frame(MAC, 60)), (IXSM, 0));
+    let mut unsummed = ipv4_frame(17, &[1; 50]);
+    unsummed[40..42].fill(0);
+    assert_eq!(judge(&unsummed), (IPCS, 0), "UDP without a checksum");
+    for length in 0..54 {
+        judge(&ipv4_frame(6, &[])[..length]);
+        judge(&ipv6_frame(&[])[..length]);
+    }
+}
+
+#[test]
+fn the_packet_checksum_begins_at_pcss() {
+    let mut driver = Driver::receiving(8, 0);
+    driver.write(0x5000, 14);
+    let frame = frame(MAC, 101);
+    driver.arrive(&frame);
+    assert_eq!(
+        driver.received(0).checksum,
+        !internet_checksum(&frame[14..])
+    );
+}
+
+#[test]
+fn a_full_ring_leaves_frames_in_the_backend() {
+    let mut driver = Driver::receiving(8, 0);
+    for index in 0..10 {
+        driver.wire.arrive(&frame(MAC, 100 + index));
+    }
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(RDH), 7);
+    assert_eq!(driver.wire.state().arriving.len(), 3);
+    assert!(!driver.wire.state().interest.receive);
+    driver.write(RDT, 1);
+    assert_eq!(driver.received(7).data.len(), 111);
+    assert_eq!(driver.received(0).data.len(), 112);
+    assert_eq!(driver.wire.state().arriving.len(), 1);
+    driver.write(RDT, 6);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.received(1).data.len(), 113);
+    assert!(driver.wire.state().interest.receive);
+    assert_eq!(driver.read(0x4074), 10, "none was lost");
+    assert_eq!(driver.read(0x4010), 0);
+}
+
+#[test]
+fn a_frame_waits_for_all_its_descriptors() {
+    // Buffers of 256 bytes, of which the frame needs six.
+    let mut driver = Driver::receiving(16, SECRC | 0x3_0000);
+    driver.write(RDT, 5);
+    driver.arrive(&frame(MAC, 1500));
+    assert_eq!(driver.received(0).status, 0);
+    assert_eq!(driver.read(0x40a0), 1, "RNBC");
+    driver.write(RDT, 6);
+    let lengths: Vec<_> = (0..6)
+        .map(|index| driver.received(index).data.len())
+        .collect();
+    assert_eq!(lengths, [256, 256, 256, 256, 256, 220]);
+    assert_eq!(driver.read(0x4074), 1);
+}
+
+#[test]
+fn a_frame_that_no_ring_can_hold_is_missed() {
+    let mut driver = Driver::receiving(8, SECRC | 0x20 | 0x3_0000);
+    driver.read(ICR);
+    driver.arrive(&frame(MAC, 9000));
+    assert_eq!(driver.read(0x4010), 1, "MPC");
+    assert_eq!(driver.read(ICR), RXO);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(0).data.len(), 100);
+}
+
+#[test]
+fn a_receiver_that_is_off_loses_frames() {
+    let mut driver = Driver::receiving(8, 0);
+    driver.write(RCTL, 0);
+    driver.arrive(&frame(MAC, 100));
+    assert!(driver.wire.state().arriving.is_empty());
+    driver.write(RCTL, 2);
+    driver.write(CTRL, 1);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(0).status, 0, "no link either");
+    driver.set_link_up();
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(0).status & DD, DD);
+}
+
+#[test]
+fn the_ring_wraps() {
+    let mut driver = Driver::receiving(8, SECRC);
+    for round in 0..100u32 {
+        let frame = frame(MAC, 60 + round as usize);
+        driver.arrive(&frame);
+        let index = round % 8;
+        assert_eq!(driver.received(index).data, frame);
+        driver.descriptor(RX_RING, index, [RX_DATA + u64::from(index) * RX_STRIDE, 0]);
+        driver.write(RDT, index);
+    }
+}
+
+#[test]
+fn the_minimum_threshold_interrupts_once() {
+    let mut driver = Driver::receiving(16, 0x100);
+    driver.read(ICR);
+    // A quarter of 16 descriptors.
+    let causes: Vec<_> = (0..13)
+        .map(|_| {
+            driver.arrive(&frame(MAC, 60));
+            driver.read(ICR)
+        })
+        .collect();
+    let crossings: Vec<_> = (0..13).filter(|at| causes[*at] & RXDMT0 != 0).collect();
+    assert_eq!(crossings, [10], "15 descriptors, less 11");
+}
+
+#[test]
+fn a_buffer_that_is_not_memory_loses_the_frame() {
+    let mut driver = Driver::receiving(8, 0);
+    driver.descriptor(RX_RING, 0, [0xffff_ffff_ffff_ff00, 0]);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.read(0x4010), 1);
+    driver.descriptor(RX_RING, 0, [RX_DATA, 0]);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(0).status & DD, DD);
+}
+
+#[test]
+fn a_null_descriptor_is_passed_over() {
+    let mut driver = Driver::receiving(8, SECRC);
+    driver.descriptor(RX_RING, 0, [0, 0]);
+    let before = driver.guest.load(0, 64);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.guest.load(0, 64), before);
+    let null = driver.guest.load(RX_RING + 8, 5);
+    assert_eq!((null[0], null[4] & (DD | EOP)), (0, DD));
+    assert_eq!(driver.received(1).data, frame(MAC, 100));
+}
+
+#[test]
+fn small_packets_are_detected() {
+    let mut driver = Driver::receiving(8, SECRC);
+    driver.write(0x2c00, 100);
+    driver.read(ICR);
+    driver.arrive(&frame(MAC, 101));
+    assert_eq!(driver.read(ICR), RXT0);
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.read(ICR), RXT0 | 0x1_0000);
+}
+
+#[test]
+fn received_frames_are_counted() {
+    let mut driver = Driver::receiving(16, BAM | 0x10);
+    driver.arrive(&frame(MAC, 60));
+    driver.arrive(&frame([0xff; 6], 200));
+    driver.arrive(&frame([1, 0, 0x5e, 0, 0, 1], 1000));
+    driver.arrive(&frame([2, 9, 9, 9, 9, 9], 300));
+    for (register, value) in [
+        (0x4074, 3),
+        (0x4078, 1),
+        (0x407c, 1),
+        (0x4088, 1260 + 12),
+        (0x408c, 0),
+        (0x4088, 0),
+        (0x405c, 1),
+        (0x4064, 1),
+        (0x406c, 1),
+        (0x40d0, 4),
+        (0x40c0, 1560 + 16),
+        (0x4074, 0),
+    ] {
+        assert_eq!(driver.read(register), value, "{register:#x}");
+    }
+}
+
+#[test]
+fn loopback_returns_what_is_sent() {
+    // MAC loopback, and the PHY's: control 0x4140.
+    for phy in [false, true] {
+        let mut driver = Driver::receiving(16, if phy { BAM } else { BAM | 0x40 });
+        driver.set_up_transmit(16);
+        if phy {
+            driver.write(0x0020, 0x0420_4140);
+        }
+        let frame = frame([0xff; 6], 1024);
+        for index in 0..10 {
+            driver.queue_data(&frame, 0x0b << 24);
+            driver.ring();
+            assert_eq!(driver.received(index).data[..1024], frame);
+        }
+        assert!(driver.wire.sent().is_empty());
+        assert_eq!(driver.read(0x4074), 10);
+    }
+}

@@ -1,0 +1,373 @@
+//! Frames from descriptors.
+
+use super::*;
+
+const GPTC: u64 = 0x4080;
+const TXDW: u32 = 0x1;
+const TXQE: u32 = 0x2;
+
+/// A legacy descriptor of a whole packet.
+const LEGACY: u64 = EOP | IFCS | RS;
+/// A data descriptor of a whole packet.
+const DATA: u64 = EOP | IFCS | RS | DEXT | 1 << 20;
+const IXSM: u64 = 1 << 40;
+const TXSM: u64 = 2 << 40;
+
+/// A context descriptor for IPv4 at 14 and TCP at 34.
+fn tcp_context() -> [u64; 2] {
+    let offsets = 14 | 24 << 8 | 33 << 16 | 34 << 32 | 50 << 40;
+    [offsets, DEXT | 0x03 << 24]
+}
+
+#[test]
+fn tail_write_sends_the_frame() {
+    let mut driver = Driver::transmitting(8);
+    driver.read(ICR);
+    let frame = frame([0xff; 6], 1514);
+    let index = driver.queue_data(&frame, LEGACY);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [frame]);
+    assert_eq!(driver.transmit_status(index), 1);
+    assert_eq!(driver.read(TDH), 1);
+    assert_eq!(driver.read(ICR), TXDW | TXQE);
+}
+
+#[test]
+fn only_rs_reports_status() {
+    let mut driver = Driver::transmitting(8);
+    driver.read(ICR);
+    let index = driver.queue_data(&frame(MAC, 60), EOP | IFCS);
+    driver.ring();
+    assert_eq!(driver.wire.sent().len(), 1);
+    assert_eq!(driver.transmit_status(index), 0);
+    assert_eq!(driver.read(ICR), TXQE);
+}
+
+#[test]
+fn descriptors_gather_one_frame() {
+    let mut driver = Driver::transmitting(8);
+    let frame = frame(MAC, 300);
+    driver.queue_data(&frame[..14], IFCS);
+    driver.queue_data(&frame[14..100], IFCS);
+    driver.queue(0, IFCS | 50);
+    driver.queue_data(&frame[100..], LEGACY);
+    driver.ring();
+    assert_eq!(
+        driver.wire.sent(),
+        [frame],
+        "a null descriptor adds nothing"
+    );
+}
+
+#[test]
+fn short_frames_are_padded_when_psp_says_so() {
+    let mut driver = Driver::transmitting(8);
+    let short = frame(MAC, 20);
+    driver.queue_data(&short, LEGACY);
+    driver.ring();
+    let sent = driver.wire.sent();
+    assert_eq!(sent[0].len(), 60);
+    assert_eq!(sent[0][..20], short);
+    driver.write(TCTL, 2);
+    driver.queue_data(&short, LEGACY);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [short]);
+}
+
+#[test]
+fn without_ifcs_the_guests_fcs_is_taken_off() {
+    let mut driver = Driver::transmitting(8);
+    let mut with_fcs = frame(MAC, 100);
+    with_fcs.extend([1, 2, 3, 4]);
+    driver.queue_data(&with_fcs, EOP | RS);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [&with_fcs[..100]]);
+}
+
+#[test]
+fn the_ring_wraps() {
+    let mut driver = Driver::transmitting(8);
+    for round in 0..50 {
+        let frames: Vec<_> = (0..5).map(|at| frame(MAC, 60 + round + at)).collect();
+        for frame in &frames {
+            driver.queue_data(frame, LEGACY);
+        }
+        driver.ring();
+        assert_eq!(driver.wire.sent(), frames);
+        assert_eq!(driver.read(TDH), driver.read(TDT));
+    }
+    assert_eq!(driver.read(GPTC), 250);
+}
+
+#[test]
+fn nothing_is_sent_while_the_transmitter_is_off() {
+    let mut driver = Driver::transmitting(8);
+    driver.write(TCTL, 8);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty());
+    driver.write(TCTL, 10);
+    assert_eq!(driver.wire.sent().len(), 1);
+}
+
+#[test]
+fn without_a_link_frames_are_lost_and_descriptors_done() {
+    let mut driver = Driver::transmitting(8);
+    driver.write(CTRL, 1);
+    let index = driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty());
+    assert_eq!(driver.transmit_status(index), 1);
+}
+
+#[test]
+fn legacy_checksum_is_inserted() {
+    let mut driver = Driver::transmitting(8);
+    let right = ipv4_frame(6, b"hello");
+    let mut frame = unsummed(&right);
+    frame[24..26].copy_from_slice(&right[24..26]);
+    driver.queue_data(&frame, LEGACY | 0x04 << 24 | 50 << 16 | 34 << 40);
+    driver.ring();
+    assert_eq!(driver.wire.sent()[0][..right.len()], right);
+}
+
+#[test]
+fn a_checksum_outside_the_frame_is_ignored() {
+    let mut driver = Driver::transmitting(8);
+    let frame = frame(MAC, 80);
+    driver.queue_data(&frame, LEGACY | 0x04 << 24 | 79 << 16 | 34 << 40);
+    driver.queue_data(&frame, LEGACY | 0x04 << 24 | 20 << 16 | 80 << 40);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [frame.clone(), frame]);
+}
+
+/// A frame as a driver hands it over for checksum insertion.
+fn unsummed(right: &[u8]) -> Vec<u8> {
+    let mut frame = right.to_vec();
+    frame[24..26].fill(0);
+    let covered = with_pseudo_header(&right[26..34], 6, &right[34..]);
+    let pseudo = !internet_checksum(&covered[..16]);
+    frame[50..52].copy_from_slice(&pseudo.to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_context_serves_many_packets() {
+    let mut driver = Driver::transmitting(16);
+    let rights: Vec<_> = (0..3)
+        .map(|at| ipv4_frame(6, &vec![at; 100 + usize::from(at)]))
+        .collect();
+    let [low, high] = tcp_context();
+    driver.queue(low, high);
+    for right in &rights {
+        let frame = unsummed(right);
+        // Options count in the first descriptor only.
+        driver.queue_data(&frame[..20], DATA & !EOP | IXSM | TXSM);
+        driver.queue_data(&frame[20..], DATA);
+    }
+    driver.ring();
+    assert_eq!(driver.wire.sent(), rights);
+    driver.queue_data(&unsummed(&rights[0]), DATA);
+    driver.ring();
+    assert_eq!(
+        driver.wire.sent(),
+        [unsummed(&rights[0])],
+        "no option, no checksum"
+    );
+}
+
+#[test]
+fn a_backend_that_sums_gets_the_rest_of_the_work() {
+    let mut driver = Driver::transmitting(16);
+    driver.wire.state().offloads.checksum = true;
+    let right = ipv4_frame(6, &[7; 100]);
+    let [low, high] = tcp_context();
+    driver.queue(low, high);
+    driver.queue_data(&unsummed(&right), DATA | IXSM | TXSM);
+    driver.ring();
+    let (frame, offload) = driver.wire.state().sent.remove(0);
+    assert_eq!(
+        offload,
+        Offload::Checksum {
+            start: 34,
+            offset: 16
+        }
+    );
+    assert_eq!(frame[14..34], right[14..34], "the IP header is summed here");
+    assert_eq!(frame[50..52], unsummed(&right)[50..52]);
+}
+
+#[test]
+fn the_vlan_tag_goes_behind_the_addresses() {
+    let mut driver = Driver::transmitting(16);
+    driver.wire.state().offloads.checksum = true;
+    let right = ipv4_frame(6, &[7; 100]);
+    let [low, high] = tcp_context();
+    driver.queue(low, high);
+    let tagged = DATA | VLE | 0x6123 << 48 | IXSM | TXSM;
+    driver.queue_data(&unsummed(&right), tagged);
+    driver.ring();
+    assert_eq!(
+        driver.wire.sent()[0].len(),
+        right.len(),
+        "not without CTRL.VME"
+    );
+    driver.set(CTRL, 0x4000_0000);
+    driver.queue_data(&unsummed(&right), tagged);
+    driver.ring();
+    let (frame, offload) = driver.wire.state().sent.remove(0);
+    assert_eq!(frame[..12], right[..12]);
+    assert_eq!(frame[12..16], [0x81, 0x00, 0x61, 0x23]);
+    assert_eq!(frame[16..38], right[12..34]);
+    assert_eq!(
+        offload,
+        Offload::Checksum {
+            start: 38,
+            offset: 16
+        }
+    );
+}
+
+#[test]
+fn a_full_backend_holds_the_ring_until_there_is_room() {
+    let mut driver = Driver::transmitting(16);
+    driver.wire.state().room = Some(2);
+    let frames: Vec<_> = (0..6).map(|at| frame(MAC, 60 + at)).collect();
+    let indexes: Vec<_> = frames
+        .iter()
+        .map(|frame| driver.queue_data(frame, LEGACY))
+        .collect();
+    driver.ring();
+    assert_eq!(driver.wire.sent(), frames[..2]);
+    assert_eq!(driver.read(TDH), 2);
+    assert_eq!(driver.transmit_status(indexes[2]), 0);
+    assert!(driver.wire.state().interest.send);
+    driver.wire.state().room = Some(1);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent(), frames[2..3]);
+    driver.wire.state().room = None;
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent(), frames[3..]);
+    assert!(!driver.wire.state().interest.send);
+    assert_eq!(driver.read(TDH), 6);
+}
+
+#[test]
+fn a_batch_is_flushed_once() {
+    let mut driver = Driver::transmitting(64);
+    for _ in 0..40 {
+        driver.queue_data(&frame(MAC, 60), LEGACY);
+    }
+    let tail = driver.tx_next;
+    driver.write(TDT, tail);
+    assert_eq!(driver.wire.sent().len(), 40);
+    assert_eq!(driver.wire.state().flushes, 1);
+}
+
+#[test]
+fn one_write_of_the_tail_has_bounded_work() {
+    let mut driver = Driver::transmitting(4096);
+    driver.guest.store(TX_DATA, &frame(MAC, 1514));
+    for _ in 0..4095 {
+        driver.queue(TX_DATA, LEGACY | 1514);
+    }
+    driver.write(TDT, 4095);
+    let first = driver.wire.sent().len();
+    assert!((100..1000).contains(&first), "{first}");
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent().len(), 4095 - first);
+}
+
+#[test]
+fn oversize_packets_and_missing_memory_cost_only_themselves() {
+    let mut driver = Driver::transmitting(16);
+    for _ in 0..9 {
+        driver.queue(TX_DATA, DATA & !EOP | 0x2000);
+    }
+    driver.queue(TX_DATA, DATA | 0x2000);
+    driver.queue(TX_DATA, DATA | 16_289);
+    driver.queue(0xffff_ffff_ffff_fff0, DATA | 100);
+    driver.queue(0x1000_0000_0000, LEGACY | 100);
+    let good = frame(MAC, 60);
+    let index = driver.queue_data(&good, LEGACY);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [good]);
+    assert_eq!(driver.transmit_status(index), 1);
+}
+
+#[test]
+fn a_ring_that_is_not_memory_is_tried_once_a_write() {
+    let mut driver = Driver::transmitting(8);
+    driver.write(TDBAL, 0xff00_0000);
+    driver.write(TDT, 4);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(TDH), 0);
+    driver.write(TDBAL, TX_RING as u32);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert_eq!(driver.wire.sent().len(), 1);
+}
+
+#[test]
+fn a_nonsense_tail_sends_nothing() {
+    let mut driver = Driver::transmitting(8);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    for (length, head, tail) in [(128, 0, 8), (128, 0, 0xffff), (128, 9, 1), (0, 0, 1)] {
+        driver.write(TDLEN, length);
+        driver.write(TDH, head);
+        driver.write(TDT, tail);
+        driver.guest.run_until_idle();
+        assert!(driver.wire.sent().is_empty());
+    }
+}
+
+#[test]
+fn without_bus_mastering_nothing_is_fetched() {
+    let mut driver = Driver::transmitting(8);
+    driver.guest.config_write(4, &[3, 0]);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty());
+    driver.guest.config_write(4, &[7, 0]);
+    driver.ring();
+    assert_eq!(driver.wire.sent().len(), 1);
+}
+
+#[test]
+fn sent_frames_are_counted_and_reading_clears() {
+    let mut driver = Driver::transmitting(8);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.queue_data(&frame([0xff; 6], 61), LEGACY);
+    driver.queue_data(&frame([1, 0, 0x5e, 0, 0, 1], 1514), LEGACY);
+    driver.ring();
+    for (register, value) in [
+        (GPTC, 3),
+        (0x4090, 60 + 61 + 1514 + 12),
+        (0x4094, 0),
+        (0x4090, 0),
+        (0x40c8, 60 + 61 + 1514 + 12),
+        (0x40c8, 60 + 61 + 1514 + 12),
+        (0x40d4, 3),
+        (0x40d8, 1),
+        (0x40dc, 1),
+        (0x40ec, 1),
+        (0x40f0, 1),
+        (0x40f4, 1),
+        (GPTC, 0),
+        (0x40d4, 0),
+    ] {
+        assert_eq!(driver.read(register), value, "{register:#x}");
+    }
+}
+
+#[test]
+fn the_low_threshold_raises_txd_low() {
+    let mut driver = Driver::transmitting(32);
+    driver.write(0x3828, 1 << 25);
+    driver.read(ICR);
+    for _ in 0..10 {
+        driver.queue_data(&frame(MAC, 60), LEGACY);
+    }
+    driver.ring();
+    assert_eq!(driver.read(ICR), 0x8000 | TXDW | TXQE);
+}

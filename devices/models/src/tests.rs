@@ -1,0 +1,85 @@
+//! The catalogue, and what is said of a configuration that is wrong.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn refuse(config: Value) -> Error {
+    open("e1000", config)
+        .err()
+        .expect("a configuration that is wrong")
+}
+
+#[test]
+fn the_catalogue_shows_ids_and_schema() {
+    let shown = serde_json::to_value(catalogue()).unwrap();
+    let e1000 = &shown[0];
+    assert_eq!(e1000["name"], "e1000");
+    assert_eq!(e1000["vendor_id"], 32902);
+    assert_eq!(e1000["device_id"], 4110);
+    assert_eq!(e1000["class_code"], 131_072);
+    let schema = &e1000["config_schema"];
+    assert_eq!(*schema, catalogue()[0].config_schema());
+    assert_eq!(schema["type"], "object");
+    assert_eq!(schema["additionalProperties"], false);
+    assert_eq!(schema["properties"]["mac"]["type"], "string");
+    assert!(schema["properties"]["mac"]["pattern"].is_string());
+    assert!(schema["properties"]["mac"]["description"].is_string());
+    let net = &schema["properties"]["net"];
+    assert_eq!(net["oneOf"].as_array().unwrap().len(), 4);
+    assert_eq!(net["default"], json!({"null": {}}));
+    assert_eq!(schema.get("required"), None);
+}
+
+#[test]
+fn a_device_opens_with_nothing_configured() {
+    let device = open("e1000", json!({})).unwrap();
+    assert_eq!(device.identity().device_id, 0x100e);
+    open(
+        "e1000",
+        json!({"mac": "52:54:00:AB:cd:ef", "net": {"loopback": {}}}),
+    )
+    .unwrap();
+}
+
+#[test]
+fn an_unknown_model_is_refused_with_those_there_are() {
+    let error = open("e1001", json!({})).err().unwrap();
+    assert_eq!((error.kind, error.field), (Kind::Invalid, None));
+    assert!(error.message.contains("e1000"));
+}
+
+#[test]
+fn the_field_that_is_wrong_is_named() {
+    for (config, field) in [
+        (json!({"mac": "52:54:00:12:34"}), "mac"),
+        (json!({"mac": "52:54:00:12:34:56:78"}), "mac"),
+        (json!({"mac": "52-54-00-12-34-56"}), "mac"),
+        (json!({"mac": "+2:54:00:12:34:56"}), "mac"),
+        (json!({"mac": 7}), "mac"),
+        (json!({"mac": "00:00:00:00:00:00"}), "mac"),
+        (json!({"mac": "ff:ff:ff:ff:ff:ff"}), "mac"),
+        (json!({"mac": "01:00:5e:00:00:01"}), "mac"),
+        (json!({"mtu": 1500}), "mtu"),
+        (json!({"net": {"tap": {"ifname": 1}}}), "net.tap.ifname"),
+        (
+            json!({"net": {"stream": {"path": "/x", "mode": "both"}}}),
+            "net.stream.mode",
+        ),
+        (
+            json!({"net": {"tap": {"ifname": "longer-than-fifteen"}}}),
+            "net.tap.ifname",
+        ),
+    ] {
+        let error = refuse(config.clone());
+        assert_eq!(error.kind, Kind::Invalid, "{config}");
+        assert_eq!(error.field.as_deref(), Some(field), "{config}: {error}");
+        assert!(!error.message.is_empty());
+    }
+}
+
+#[test]
+fn a_configuration_that_is_no_object_has_no_field() {
+    assert_eq!(refuse(json!([1])).field, None);
+    assert_eq!(refuse(json!("x")).field, None);
+}
