@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod ctl;
 mod device;
 mod e1000;
 mod guest;
