@@ -5,14 +5,14 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tests::{Agent, Netns, agent::programs, command::wait_for, require};
+use tests::{Agent, Image, Netns, agent::programs, command::wait_for, require};
 
 const MAC: &str = "52:54:00:12:34:56";
 const LIMIT: Duration = Duration::from_secs(10);
@@ -229,6 +229,54 @@ fn the_command_line_for_a_vmm_survives_a_shell() -> Result<()> {
         json!({"driver": "vfio-user-pci", "socket": {"path": agent.device_socket("nic0"), "type": "unix"}})
     );
     Ok(())
+}
+
+#[test]
+fn qemu_takes_the_command_line_and_shows_as_the_client() -> Result<()> {
+    require!(Qemu);
+    let image = Image::find()?.context("the image")?;
+    let agent = Agent::start()?;
+    agent.ctl_ok("create e1000 nic0 --net.null")?;
+    let vmm = Command::new("sh")
+        .arg("-c")
+        .arg(r#"eval "exec $QEMU -nodefaults -no-user-config -display none -accel tcg $($VFUCTL cmdline nic0 --vmm qemu)""#)
+        .env("QEMU", &image.qemu)
+        .env("VFUCTL", programs()?.join("vfuctl"))
+        .env("VFU_ENDPOINT", agent.endpoint())
+        .stdin(Stdio::null())
+        .spawn()?;
+    let vmm = Vmm(vmm);
+    let state = |state: &str| {
+        wait_for(state, LIMIT, || {
+            let device = json(&agent, "get nic0")?;
+            Ok((device["status"]["state"] == state).then_some(device))
+        })
+    };
+    let device = state("CONNECTED")?;
+    let client = &device["status"]["client"];
+    let program = client["executable"].as_str().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or_default();
+    let shown = format!(" {program}({}) ", client["pid"]);
+    let table = agent.ctl_ok("list")?;
+    assert!(table.contains(&shown), "no `{shown}` in\n{table}");
+
+    fails(&agent, &["delete", "nic0"], 5, &["nic0", "--force"])?;
+    only(&agent, &["nic0"])?;
+    drop(vmm);
+    state("READY")?;
+    agent.ctl_ok("delete nic0")?;
+    only(&agent, &[])
+}
+
+/// A VMM that is killed when dropped.
+struct Vmm(Child);
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
