@@ -40,7 +40,13 @@ pub(crate) struct Globals {
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
     /// Socket of the agent
-    #[arg(long, global = true, env = "VFU_ENDPOINT", value_name = "unix://PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "VFU_ENDPOINT",
+        hide_env_values = true,
+        value_name = "unix://PATH"
+    )]
     #[arg(default_value = "unix:///run/vfu/agent.sock")]
     pub(crate) endpoint: Endpoint,
     /// How long to wait for each answer of the agent
@@ -108,22 +114,13 @@ pub(crate) struct Get {
     pub(crate) ids: Vec<String>,
 }
 
-/// List devices
+/// List all devices
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  vfuctl list
-  vfuctl list --filter 'state = \"READY\" AND labels.tenant = \"blue\"' -o name")]
-pub(crate) struct List {
-    /// Only those that match, as: state = "READY" AND labels.app = "x" AND model = "e1000"
-    #[arg(
-        long,
-        value_name = "EXPRESSION",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub(crate) filter: String,
-}
+  vfuctl list -o wide
+  vfuctl delete $(vfuctl list -o name)")]
+pub(crate) struct List {}
 
 /// Delete devices
 ///

@@ -106,7 +106,6 @@ fn flag(field: &str, flags: &[String]) -> Option<String> {
         "device.spec.model" => "MODEL",
         "device.spec.config" => "--config",
         "request_id" => "--request-id",
-        "filter" => "--filter",
         _ if field == "device.labels" || field.starts_with("device.labels.") => "--label",
         _ => return None,
     };

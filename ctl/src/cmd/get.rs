@@ -3,12 +3,7 @@
 use proto::v1::{GetDeviceRequest, ListDevicesRequest};
 
 use super::{device_name, outcome};
-use crate::{
-    args::{Get, List},
-    client::Client,
-    error::Error,
-    output::Output,
-};
+use crate::{args::Get, client::Client, error::Error, output::Output};
 
 /// As many devices as one answer may hold.
 const PAGE: i32 = 1000;
@@ -16,14 +11,7 @@ const PAGE: i32 = 1000;
 /// Shows the devices that are named, or all.
 pub(crate) async fn run(args: Get, client: &Client, output: &mut Output<'_>) -> Result<(), Error> {
     if args.ids.is_empty() {
-        return list(
-            List {
-                filter: String::new(),
-            },
-            client,
-            output,
-        )
-        .await;
+        return list(client, output).await;
     }
     let mut found = Vec::new();
     let mut failures = Vec::new();
@@ -45,19 +33,15 @@ pub(crate) async fn run(args: Get, client: &Client, output: &mut Output<'_>) -> 
     outcome(failures)
 }
 
-/// Shows all devices that match.
-pub(crate) async fn list(
-    args: List,
-    client: &Client,
-    output: &mut Output<'_>,
-) -> Result<(), Error> {
+/// Shows all devices.
+pub(crate) async fn list(client: &Client, output: &mut Output<'_>) -> Result<(), Error> {
     let mut devices = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = client.request(ListDevicesRequest {
             page_size: PAGE,
             page_token,
-            filter: args.filter.clone(),
+            ..ListDevicesRequest::default()
         });
         let answer = client
             .answer(client.devices().list_devices(request))
