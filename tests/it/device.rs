@@ -1,7 +1,5 @@
 //! `vfu-device` under a third-party client: the crate `vfio_user`, which cloud-hypervisor uses.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
-
 use std::{
     fs::File,
     io::{Read, Write},

@@ -110,7 +110,10 @@ pub(crate) enum RefusalKind {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Request {
+    /// Back to the power-on state; answered with a reply.
     Reset { id: u64 },
+    /// Answered with the status as it is at that moment.
+    Status,
 }
 
 /// A connection to a control socket.

@@ -27,6 +27,8 @@ use super::state::{self, Action, Event, Phase, State, Timeouts};
 use crate::socket;
 use crate::store::{Record, SocketSpec};
 
+/// How long the process may take to say how it is before a decision that depends on it.
+const REFRESH: Duration = Duration::from_secs(1);
 /// Pause before a lost control connection is made again.
 const RECONNECT: Duration = Duration::from_millis(200);
 
@@ -429,8 +431,33 @@ impl Task {
         Ok(())
     }
 
+    /// Asks the process how it is: a client that has just ended may not have been reported yet. What does not answer
+    /// stays as it was.
+    async fn refresh(&mut self) {
+        let asked = self
+            .control
+            .as_ref()
+            .map(|control| control.send(control::Request::Status));
+        if !matches!(asked, Some(Ok(()))) {
+            return;
+        }
+        let deadline = tokio::time::Instant::now() + REFRESH;
+        while let Ok(message) =
+            tokio::time::timeout_at(deadline, receive(self.control.as_ref())).await
+        {
+            let answered = matches!(message, Ok(Message::Status(_)) | Err(_));
+            self.hear(message).await;
+            if answered {
+                return;
+            }
+        }
+    }
+
     /// Makes it durable that the device shall go, unless somebody uses it.
     async fn delete(&mut self, force: bool) -> Result<(), Error> {
+        if self.view.life == Life::Connected && !force {
+            self.refresh().await;
+        }
         if self.view.life == Life::Connected && !force {
             return Err(Error::Connected {
                 id: self.record.id.clone(),

@@ -41,6 +41,16 @@ impl<D: Device> Function<D> {
             count: identity.interrupt_pin.into(),
             level: true,
         };
+        // Every function has these two, or QEMU warns; this one has no error to report, and asks for nothing yet.
+        for index in [
+            bindings::VFIO_PCI_ERR_IRQ_INDEX,
+            bindings::VFIO_PCI_REQ_IRQ_INDEX,
+        ] {
+            irqs[index as usize] = IrqInfo {
+                count: 1,
+                level: false,
+            };
+        }
         Self {
             config: ConfigSpace::new(&identity),
             device,

@@ -357,6 +357,8 @@ impl Server {
                 self.function.reset(lent);
                 self.resets.api += 1;
                 info!("reset through the control socket");
+                // First what it led to: who waits for the reply then knows.
+                control.send_status_to(index, &self.status());
                 control.reply(index, id);
             }
             Some(Request::Status) => {
