@@ -32,6 +32,8 @@ pub use self::store::Error as StoreError;
 
 /// How long calls under way may go on after the agent has been asked to end.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the answers of the last of them may take to their callers.
+const FLUSH: Duration = Duration::from_millis(200);
 
 /// Why the agent can't run.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +104,7 @@ pub async fn run(
     let boot_id = boot_id()?;
     let store = store::Store::open(&config.state_dir)?;
     let models = models::Models::new(config.device_program.as_deref());
-    let max_calls = config.max_calls;
+    let calls = rpc::Calls::new(config.max_calls);
     if let Err(error) = models.get().await {
         tracing::warn!(
             error = supervisor::chain(&error),
@@ -135,7 +137,7 @@ pub async fn run(
         let _ = ending.wait_for(|it| *it).await;
     };
     let server = Server::builder()
-        .layer(rpc::Calls::new(max_calls))
+        .layer(calls.clone())
         .add_service(health_service)
         .add_service(reflection)
         .add_service(DeviceServiceServer::new(service.clone()))
@@ -149,8 +151,15 @@ pub async fn run(
         () = shutdown => {
             tracing::info!("ending; devices live on");
             end.send_replace(true);
-            // Callers that watch hold their connections open; the agent does not wait for them.
-            tokio::time::timeout(GRACE, server).await.unwrap_or(Ok(()))
+            // Connections without a call may stay open for ever; the agent does not wait for them.
+            let quiet = async {
+                calls.idle().await;
+                tokio::time::sleep(FLUSH).await;
+            };
+            tokio::select! {
+                result = &mut server => result,
+                _ = tokio::time::timeout(GRACE, quiet) => Ok(()),
+            }
         }
     };
     end.send_replace(true);

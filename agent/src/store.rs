@@ -5,6 +5,8 @@
 //! a person can read it, and fields can be added without a migration.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -149,10 +151,15 @@ pub(crate) struct Store {
 impl Store {
     /// Opens the store in `directory`, or makes both.
     pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
-        std::fs::create_dir_all(directory).map_err(|source| Error::Directory {
-            path: directory.to_owned(),
-            source,
-        })?;
+        // For the agent's eyes only: configurations may name what others need not know.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|source| Error::Directory {
+                path: directory.to_owned(),
+                source,
+            })?;
         let path = directory.join("agent.redb");
         let database = Builder::new()
             .set_cache_size(CACHE_BYTES)

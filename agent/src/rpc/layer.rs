@@ -29,6 +29,13 @@ impl Calls {
             limit,
         }
     }
+
+    /// Waits until no call is under way.
+    pub(crate) async fn idle(&self) {
+        let all = u32::try_from(self.limit).expect("the limit is a count of calls, not of bytes");
+        // An error would mean that the semaphore is closed, which nobody does.
+        let _ = self.permits.acquire_many(all).await;
+    }
 }
 
 impl<S> Layer<S> for Calls {

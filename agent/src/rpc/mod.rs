@@ -8,6 +8,7 @@ mod status;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use prost::Message;
 use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use proto::v1::device_service_server::DeviceService;
@@ -23,6 +24,10 @@ use crate::supervisor::{Device, Error, Life, Supervisor, chain};
 
 /// What tonic takes in one message unless it is told otherwise.
 pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// A page ends early when it has this many bytes: with the largest of devices after it, it still
+/// fits into the 4 MiB that callers take unless they are told otherwise.
+const MAX_PAGE_BYTES: usize = 2 << 20;
 
 /// All services; clones serve the same devices.
 #[derive(Debug, Clone)]
@@ -95,16 +100,24 @@ impl DeviceService for Service {
         }
         let count = convert::page_size(request.page_size)?;
         let after = convert::page_after(&request.page_token)?;
-        let (devices, more) = self.supervisor.list(after, count);
-        let next_page_token = match devices.last() {
-            Some(last) if more => convert::page_token(&last.record.id),
-            _ => String::new(),
-        };
-        Ok(Response::new(v1::ListDevicesResponse {
-            devices: devices.into_iter().map(|it| self.answer(it)).collect(),
-            next_page_token,
-            resource_version: String::new(),
-        }))
+        let (found, mut more) = self.supervisor.list(after, count);
+        let mut answer = v1::ListDevicesResponse::default();
+        let mut last = String::new();
+        let mut bytes = 0;
+        for device in found {
+            if bytes > MAX_PAGE_BYTES {
+                more = true;
+                break;
+            }
+            last.clone_from(&device.record.id);
+            let device = self.answer(device);
+            bytes += device.encoded_len();
+            answer.devices.push(device);
+        }
+        if more {
+            answer.next_page_token = convert::page_token(&last);
+        }
+        Ok(Response::new(answer))
     }
 
     async fn update_device(

@@ -17,13 +17,43 @@ const CONFIG: &str = "device.spec.config";
 /// How long to wait before a call that may succeed later is made again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Errors travel in HTTP/2 headers, of which some clients take no more than 8 KiB in all, where
+/// details are in base64.
+const MAX_MESSAGE_BYTES: usize = 2048;
+const MAX_DESCRIPTION_BYTES: usize = 400;
+const MAX_FIELD_BYTES: usize = 120;
+const MAX_VIOLATIONS: usize = 8;
+
+/// A text, not too long.
+fn bounded(mut text: String, max_bytes: usize) -> String {
+    if text.len() > max_bytes {
+        text.truncate(text.floor_char_boundary(max_bytes));
+        text.push_str("...");
+    }
+    text
+}
+
 /// Fields of the request that break a rule.
-pub(super) fn invalid(violations: Vec<Violation>) -> Status {
+pub(super) fn invalid(mut violations: Vec<Violation>) -> Status {
+    if violations.len() > MAX_VIOLATIONS {
+        let more = violations.len() - MAX_VIOLATIONS;
+        violations.truncate(MAX_VIOLATIONS);
+        violations.push(Violation::new("", format!("and {more} more")));
+    }
+    for violation in &mut violations {
+        let Violation { field, description } = violation;
+        *field = bounded(std::mem::take(field), MAX_FIELD_BYTES);
+        *description = bounded(std::mem::take(description), MAX_DESCRIPTION_BYTES);
+    }
     let message = violations
         .iter()
-        .map(|it| format!("{}: {}", it.field, it.description))
+        .map(|it| match &*it.field {
+            "" => it.description.clone(),
+            field => format!("{field}: {}", it.description),
+        })
         .collect::<Vec<_>>()
         .join("; ");
+    let message = bounded(message, MAX_MESSAGE_BYTES);
     let violations: Vec<_> = violations
         .into_iter()
         .map(|it| FieldViolation::new(it.field, it.description))
@@ -84,7 +114,7 @@ impl From<models::Error> for Status {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let message = chain(&error);
+        let message = bounded(chain(&error), MAX_MESSAGE_BYTES);
         let about = |id: &str, reason: &str, code: Code| {
             let name = format!("devices/{id}");
             let metadata = HashMap::from([("device".to_owned(), name.clone())]);
@@ -155,6 +185,8 @@ fn start(id: Option<&str>, failure: &StartError) -> Status {
         Some(id) => format!("device {id}: {}", chain(failure)),
         None => chain(failure),
     };
+    let message = bounded(message, MAX_MESSAGE_BYTES);
+    let description = bounded(message.clone(), MAX_DESCRIPTION_BYTES);
     let reason = failure.reason();
     let mut metadata = HashMap::new();
     let mut subject = "host".to_owned();
@@ -195,11 +227,29 @@ fn start(id: Option<&str>, failure: &StartError) -> Status {
             details.set_retry_info(Some(RETRY));
         }
         Code::ResourceExhausted => {
-            details.add_quota_failure_violation(subject, message.clone());
+            details.add_quota_failure_violation(subject, description);
         }
         _ => {
-            details.add_precondition_failure_violation(reason, subject, message.clone());
+            details.add_precondition_failure_violation(reason, subject, description);
         }
     }
     Status::with_error_details(code, message, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_request_makes_an_error_too_large_for_headers() {
+        let violations = (0..1000)
+            .map(|it| Violation::new("é".repeat(it), "\n".repeat(it)))
+            .collect();
+        let status = invalid(violations);
+        assert!(status.message().len() < 6000);
+        assert!(status.details().len() < 6000, "{}", status.details().len());
+        let bad = status.get_details_bad_request().unwrap();
+        let last = bad.field_violations.last().unwrap();
+        assert_eq!(last.description, "and 992 more");
+    }
 }
