@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod agent;
 mod ctl;
 mod device;
 mod e1000;
