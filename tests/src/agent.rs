@@ -3,28 +3,18 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::command;
+use crate::command::{self, Output};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
+const CTL_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-
-/// How `vfuctl` ended and what it printed.
-#[derive(Debug, Clone)]
-pub struct Output {
-    /// Its exit status.
-    pub status: ExitStatus,
-    /// Its standard output.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
-}
 
 /// An agent that runs. Dropping it ends it, then the devices it leaves behind, then removes its directories.
 #[derive(Debug)]
@@ -93,14 +83,7 @@ impl Agent {
     ) -> Result<Output> {
         let mut command = Command::new(self.programs.join("vfuctl"));
         command.args(args).env("VFU_ENDPOINT", self.endpoint());
-        let output = command
-            .output()
-            .with_context(|| format!("start {command:?}"))?;
-        Ok(Output {
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        command::output(&mut command, CTL_LIMIT)
     }
 
     /// Runs `vfuctl` with arguments separated by blanks and returns its stdout; a failure is an error with the

@@ -1,13 +1,14 @@
 //! Running other programs: a failure says what was run and what it printed.
 
 use std::fs;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// Set by a program that was told to stop: then every wait ends with an error, and the fixtures clean up as they are
 /// dropped.
@@ -21,21 +22,82 @@ pub fn check_interrupted() -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end and returns its stdout; anything but success is an error with its stderr.
+/// How long a program may take that nobody gave another limit: downloads are among them.
+const RUN_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How a program ended and what it printed.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// Whether a socket with a timeout has only let the time pass, or a signal came: the wait may go on.
+pub(crate) fn is_pause(error: &io::Error) -> bool {
+    [
+        ErrorKind::WouldBlock,
+        ErrorKind::TimedOut,
+        ErrorKind::Interrupted,
+    ]
+    .contains(&error.kind())
+}
+
+/// Runs a command to its end and returns its stdout; anything but success is an error with what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("start {command:?}"))?;
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = output(command, RUN_LIMIT)?;
     if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{command:?}: {}\n{}",
-            output.status,
-            [stdout.trim_end(), stderr.trim_end()].join("\n").trim()
-        );
+        let printed = [output.stdout.trim_end(), output.stderr.trim_end()].join("\n");
+        bail!("{command:?}: {}\n{}", output.status, printed.trim());
     }
-    Ok(stdout)
+    Ok(output.stdout)
+}
+
+/// Runs a command to its end, however that is; kills it when `limit` is over.
+pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {command:?}"))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        // Both are read while it runs, so that a full pipe can't stop it.
+        let stdout = scope.spawn(|| text(stdout));
+        let stderr = scope.spawn(|| text(stderr));
+        let ended = wait_for(&format!("the end of {command:?}"), limit, || {
+            Ok(child.try_wait()?)
+        });
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let [stdout, stderr] = [stdout, stderr].map(|reader| {
+            reader
+                .join()
+                .map_err(|_| anyhow!("the reader of a pipe panicked"))
+        });
+        let (stdout, stderr) = (stdout?, stderr?);
+        match ended {
+            Ok(status) => Ok(Output {
+                status,
+                stdout,
+                stderr,
+            }),
+            Err(error) => Err(anyhow!("{error:#}\n{stdout}{stderr}")),
+        }
+    })
+}
+
+fn text(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    // A pipe that breaks ends the text.
+    let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Where a program is, by `PATH` and the system folders that an unprivileged `PATH` lacks.
@@ -73,7 +135,7 @@ pub fn wait_to_the_end<T>(
         if Instant::now() >= deadline {
             bail!("{what}: not within {limit:?}");
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

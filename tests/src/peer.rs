@@ -88,9 +88,7 @@ impl Peer {
             match self.stream.read(&mut chunk) {
                 Ok(0) => bail!("the device closed the stream"),
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
-                Err(error)
-                    if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) =>
-                {
+                Err(error) if command::is_pause(&error) => {
                     ensure!(Instant::now() < deadline, "no frame within {LIMIT:?}");
                 }
                 Err(error) => return Err(error).context("receive a frame"),

@@ -174,9 +174,7 @@ impl<'a> Connection<'a> {
         loop {
             command::check_interrupted()?;
             match action(&mut self.stream) {
-                Err(error)
-                    if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) =>
-                {
+                Err(error) if command::is_pause(&error) => {
                     ensure!(!self.given_up.load(Ordering::Relaxed), "the guest gave up");
                     ensure!(
                         Instant::now() < self.deadline,

@@ -1,6 +1,6 @@
 //! Lines from a socket, with a deadline.
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -54,10 +54,8 @@ impl Lines {
             match self.stream.read(&mut chunk) {
                 Ok(0) => bail!("the other end closed the connection"),
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
-                    _ => return Err(error.into()),
-                },
+                Err(error) if command::is_pause(&error) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -6,13 +6,15 @@ mod setup;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use nix::sys::signal::{SigSet, Signal};
-use std::sync::atomic::Ordering;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tests::command::INTERRUPTED;
 
 /// Set-up, demonstration and tests of vfu
 #[derive(Parser)]
@@ -41,13 +43,12 @@ fn main() -> Result<()> {
 }
 
 /// From here on Ctrl-C and SIGTERM let every wait fail, so that the fixtures are dropped and clean up. The second one
-/// ends the program at once. To be called while there is one thread: the others inherit the mask.
+/// ends the program at once.
 fn stop_by_signal() -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    signals.thread_block()?;
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if tests::command::INTERRUPTED.swap(true, Ordering::Relaxed) {
+        for _ in signals.forever() {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
             eprintln!("\ninterrupted: cleaning up");
