@@ -3,7 +3,10 @@
 use vfio_user::{AccessError, Lent};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{config::ConfigSpace, function::INTX};
+use crate::config::ConfigSpace;
+
+/// The IRQ index of INTx.
+pub(crate) const INTX: u32 = vfio_bindings::bindings::vfio::VFIO_PCI_INTX_IRQ_INDEX;
 
 /// The bus, lent to a model for the length of a call.
 ///

@@ -1,7 +1,7 @@
 //! Configuration space of a type 0 function (PCI Local Bus Specification 3.0, chapter 6).
 //!
 //! Every byte has its value, the bits that software may write, and the bits that writing a one clears. Sizing a BAR
-//! follows from that: its low bits can't be written. Capabilities are linked in the order in which the model lists them.
+//! follows from that: its low bits can't be written.
 
 use bitfield_struct::bitfield;
 
@@ -13,7 +13,6 @@ const STATUS: usize = 0x06;
 const BAR0: usize = 0x10;
 const CAPABILITIES_POINTER: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
-const FIRST_CAPABILITY: usize = 0x40;
 
 /// The Command register, section 6.2.2.
 #[bitfield(u16)]
@@ -101,8 +100,8 @@ pub struct Identity {
     pub interrupt_pin: bool,
     /// Base Address Registers 0 to 5.
     pub bars: [Option<Bar>; 6],
-    /// Capabilities, in the order of the list.
-    pub capabilities: Vec<Capability>,
+    /// Capabilities in the order of the list, each with its offset.
+    pub capabilities: Vec<(u8, Capability)>,
 }
 
 /// A Base Address Register, section 6.2.5. Sizes are powers of two.
@@ -257,15 +256,11 @@ impl ConfigSpace {
         }
     }
 
-    fn lay_out_capabilities(&mut self, capabilities: &[Capability]) {
+    fn lay_out_capabilities(&mut self, capabilities: &[(u8, Capability)]) {
         let mut link = CAPABILITIES_POINTER;
-        let mut at = FIRST_CAPABILITY;
-        for capability in capabilities {
-            put(
-                &mut self.power_on,
-                link,
-                &[u8::try_from(at).expect("capabilities fit into 256 bytes")],
-            );
+        for (offset, capability) in capabilities {
+            let at = usize::from(*offset);
+            put(&mut self.power_on, link, &[*offset]);
             put(&mut self.power_on, at, &[capability.id()]);
             link = at + 1;
             match capability {
@@ -274,13 +269,9 @@ impl ConfigSpace {
                     put(&mut self.power_on, at + 2, &2u16.to_le_bytes());
                     let control = PowerControl::new().with_state(3).with_pme_enable(true);
                     let power_control = at + Capability::POWER_MANAGEMENT_CONTROL;
-                    put(
-                        &mut self.writable,
-                        power_control,
-                        &control.into_bits().to_le_bytes(),
-                    );
+                    let writable = control.into_bits().to_le_bytes();
+                    put(&mut self.writable, power_control, &writable);
                     self.power_control = Some(power_control);
-                    at += 8;
                 }
             }
         }
@@ -360,7 +351,7 @@ mod tests {
             class_code: 0x02_0000,
             interrupt_pin: true,
             bars,
-            capabilities: vec![Capability::PowerManagement],
+            capabilities: vec![(0xdc, Capability::PowerManagement)],
             ..Identity::default()
         })
     }
@@ -408,10 +399,10 @@ mod tests {
     #[test]
     fn the_capability_list_has_power_management() {
         let mut space = space();
-        assert_eq!(read32(&space, 0x34), 0x40);
-        assert_eq!(read32(&space, 0x40), 0x0002_0001);
+        assert_eq!(read32(&space, 0x34), 0xdc);
+        assert_eq!(read32(&space, 0xdc), 0x0002_0001);
         assert!(space.is_on());
-        space.write(0x44, &[3]);
+        space.write(0xe0, &[3]);
         assert!(!space.is_on());
     }
 

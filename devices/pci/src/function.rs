@@ -8,12 +8,10 @@ use vfio_user::{IrqInfo, Lent, RegionInfo};
 
 use crate::{
     Device,
-    bus::Bus,
+    bus::{Bus, INTX},
     config::{CONFIG_BYTES, ConfigSpace},
 };
 
-/// The IRQ index of INTx.
-pub(crate) const INTX: u32 = bindings::VFIO_PCI_INTX_IRQ_INDEX;
 const BAR_COUNT: usize = 6;
 
 /// A model with its configuration space: what a vfio-user session serves.
@@ -177,5 +175,91 @@ impl<D: Device> vfio_user::Device for Function<D> {
         let (device, mut bus) = self.split(lent);
         bus.set_intx(false);
         device.reset(&mut bus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bar, Capability, Identity, testing::Guest};
+
+    /// Four bytes that keep what is written. A one in the first raises the line; bit 7 of it copies the second to guest
+    /// memory at 0x100.
+    struct Scratch([u8; 4]);
+
+    impl Device for Scratch {
+        fn identity(&self) -> Identity {
+            let mut bars = [None; 6];
+            bars[0] = Some(Bar::Memory { size_bytes: 16 });
+            Identity {
+                interrupt_pin: true,
+                bars,
+                capabilities: vec![(0x40, Capability::PowerManagement)],
+                ..Identity::default()
+            }
+        }
+        fn read(&mut self, _: &mut Bus<'_>, _: usize, offset: u64, data: &mut [u8]) {
+            data.fill(self.0[offset as usize % 4]);
+        }
+        fn write(&mut self, bus: &mut Bus<'_>, _: usize, offset: u64, data: &[u8]) {
+            self.0[offset as usize % 4] = data[0];
+            bus.set_intx(self.0[0] & 1 == 1);
+            if self.0[0] & 0x80 != 0 && bus.write(0x100, &self.0[1..2]).is_err() {
+                self.0[3] = 0xee;
+            }
+        }
+        fn reset(&mut self, _: &mut Bus<'_>) {
+            self.0 = [0; 4];
+        }
+    }
+
+    fn byte(guest: &mut Guest<Scratch>, offset: u64) -> u8 {
+        let mut data = [0];
+        guest.read(0, offset, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn a_function_in_d3hot_is_silent_and_leaves_it_through_a_reset() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.write(0, 0, &[1]);
+        assert!(guest.interrupted());
+        guest.config_write(0x44, &[3]);
+        assert!(guest.interrupted(), "the one from before");
+        assert!(!guest.interrupted());
+        assert_eq!(byte(&mut guest, 0), 0xff);
+        guest.write(0, 2, &[7]);
+        guest.config_write(0x44, &[0]);
+        assert!(!guest.interrupted());
+        assert_eq!((byte(&mut guest, 0), byte(&mut guest, 2)), (0, 0));
+    }
+
+    #[test]
+    fn dma_needs_bus_master_enable() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.write(0, 1, &[42]);
+        guest.config_write(4, &[3]);
+        guest.write(0, 0, &[0x80]);
+        assert_eq!((guest.load(0x100, 1), byte(&mut guest, 3)), (vec![0], 0xee));
+        guest.config_write(4, &[7]);
+        guest.write(0, 0, &[0x80]);
+        assert_eq!(guest.load(0x100, 1), [42]);
+    }
+
+    #[test]
+    fn interrupt_disable_takes_effect_at_once_both_ways() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.config_write(5, &[4]);
+        guest.write(0, 0, &[1]);
+        assert!(!guest.interrupted());
+        guest.config_write(5, &[0]);
+        assert!(guest.interrupted());
+        assert!(
+            guest.interrupted(),
+            "still asserted at the end of the interrupt"
+        );
+        guest.reset();
+        assert!(guest.interrupted(), "the one from before");
+        assert!(!guest.interrupted());
     }
 }

@@ -8,7 +8,7 @@ mod config;
 mod function;
 pub mod regs;
 
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 use std::{os::fd::BorrowedFd, time::Instant};

@@ -21,7 +21,7 @@ use nix::sys::{
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
 use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent, Memory};
 
-use crate::{Device, Function, function::INTX};
+use crate::{Device, Function, bus::INTX};
 
 /// Bytes of guest memory, from address 0 on.
 pub const MEMORY_BYTES: u64 = 16 << 20;

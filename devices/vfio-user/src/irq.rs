@@ -133,16 +133,10 @@ impl Irqs {
         masked: bool,
         chosen: impl Fn(usize) -> bool,
     ) -> Result<(), Errno> {
-        for (_, irq) in self
-            .range(index, start, count)?
-            .iter_mut()
-            .enumerate()
-            .filter(|(i, _)| chosen(*i))
-        {
+        self.for_chosen(index, start, count, chosen, |irq| {
             irq.masked = masked;
             irq.evaluate();
-        }
-        Ok(())
+        })
     }
 
     /// Signals `count` interrupts from `start` on as if the device had, those for which `chosen` says so: the client's
@@ -157,16 +151,26 @@ impl Irqs {
         count: usize,
         chosen: impl Fn(usize) -> bool,
     ) -> Result<(), Errno> {
-        for (_, irq) in self
-            .range(index, start, count)?
-            .iter_mut()
-            .enumerate()
-            .filter(|(i, _)| chosen(*i))
-        {
+        self.for_chosen(index, start, count, chosen, |irq| {
             let pending = std::mem::replace(&mut irq.pending, true);
             irq.evaluate();
             irq.pending = pending;
-        }
+        })
+    }
+
+    fn for_chosen(
+        &mut self,
+        index: u32,
+        start: u32,
+        count: usize,
+        chosen: impl Fn(usize) -> bool,
+        action: impl Fn(&mut Irq),
+    ) -> Result<(), Errno> {
+        let irqs = self.range(index, start, count)?;
+        irqs.iter_mut()
+            .enumerate()
+            .filter(|(i, _)| chosen(*i))
+            .for_each(|(_, irq)| action(irq));
         Ok(())
     }
 

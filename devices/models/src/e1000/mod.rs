@@ -311,7 +311,7 @@ impl pci::Device for Controller {
             max_lat: 0,
             interrupt_pin: true,
             bars,
-            capabilities: vec![Capability::PowerManagement],
+            capabilities: vec![(0xdc, Capability::PowerManagement)],
         }
     }
 

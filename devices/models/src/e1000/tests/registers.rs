@@ -21,7 +21,7 @@ fn configuration_space_tells_the_82540em() {
     assert_eq!(read(0x14), 1, "the second BAR is I/O");
     assert_eq!(read(0x2c), 0x001e_8086);
     assert_eq!(read(0x3c), 0x00ff_0100);
-    assert_eq!(read(0x34), 0x40);
+    assert_eq!(read(0x34), 0xdc);
     driver.guest.config_write(0x10, &[0xff; 8]);
     let mut bars = [0; 8];
     driver.guest.config_read(0x10, &mut bars);
