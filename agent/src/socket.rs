@@ -23,7 +23,8 @@ const DEFAULT_MODE: u32 = 0o600;
 pub enum Error {
     /// The path does not fit into an address.
     #[error(
-        "socket path {} has {} bytes and {MAX_PATH_BYTES} is the most that UNIX sockets take",
+        "socket path {} has {} bytes and {MAX_PATH_BYTES} is the most that UNIX sockets take; \
+         choose a shorter one",
         path.display(), path.as_os_str().len()
     )]
     TooLong {

@@ -5,7 +5,7 @@ use std::{
     io::Read,
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
-        net::UnixStream,
+        net::{UnixListener, UnixStream},
         process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -973,4 +973,97 @@ async fn many_devices_are_made_at_once() {
     }
     assert!(deletions.join_all().await.iter().all(Result::is_ok));
     host.assert_empty().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_agent_left_behind_is_cleaned() {
+    let mut host = Host::start().await;
+    host.end_agent(Signal::SIGTERM);
+    let stale = host.path("run/devices/stale");
+    fs::create_dir(&stale).unwrap();
+    drop(UnixListener::bind(stale.join("vfio-user.sock")).unwrap());
+    host.start_agent().await;
+    host.assert_empty().await;
+    create(&mut host.devices().await, nic("stale")).await;
+}
+
+#[tokio::test]
+async fn a_device_that_shall_not_be_restarted_is_not_by_the_next_agent_either() {
+    let mut host = Host::start().await;
+    let mut request = nic("nic0");
+    spec(&mut request).set_restart_policy(RestartPolicy::Never);
+    let device = create(&mut host.devices().await, request).await;
+    host.end_agent(Signal::SIGTERM);
+    send(pid(&device), Signal::SIGKILL);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let failed = wait_for(&mut devices, "nic0", "failed", |it| {
+        state(it) == State::Failed
+    })
+    .await;
+    assert!(
+        failed.status.unwrap().conditions[0]
+            .message
+            .contains("serving")
+    );
+    devices.delete_device(deletion("nic0")).await.unwrap();
+    host.assert_empty().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_at_any_moment_loses_and_leaks_nothing() {
+    let mut host = Host::start().await;
+    for round in 0..12_u64 {
+        let devices = host.devices().await;
+        let mut calls = tokio::task::JoinSet::new();
+        for index in 0..6 {
+            let mut devices = devices.clone();
+            calls.spawn(async move {
+                let id = format!("nic{index}");
+                loop {
+                    let made = devices.create_device(nic(&id)).await;
+                    let deleted = devices.delete_device(deletion(&id)).await;
+                    // The agent is gone.
+                    if made.is_err() && deleted.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        // Moments spread over what a creation takes, the same in every run.
+        tokio::time::sleep(Duration::from_millis(3 + round * 7 % 40)).await;
+        host.end_agent(Signal::SIGKILL);
+        calls.join_all().await;
+        host.start_agent().await;
+
+        let mut devices = host.devices().await;
+        let settled = async {
+            loop {
+                let request = ListDevicesRequest::default();
+                let list = devices
+                    .list_devices(request)
+                    .await
+                    .unwrap()
+                    .into_inner()
+                    .devices;
+                if list.iter().all(|it| state(it) == State::Ready) {
+                    return list;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let list = tokio::time::timeout(LIMIT, settled).await.unwrap();
+        let mut named: Vec<_> = list.iter().map(pid).collect();
+        let mut running = host.processes();
+        named.sort_unstable();
+        running.sort_unstable();
+        assert_eq!(named, running, "round {round}");
+        let left = fs::read_dir(host.path("run/devices")).unwrap().count();
+        assert_eq!(left, list.len(), "round {round}");
+        for device in list {
+            let id = device.name.strip_prefix("devices/").unwrap();
+            devices.delete_device(deletion(id)).await.unwrap();
+        }
+        host.assert_empty().await;
+    }
 }

@@ -146,8 +146,8 @@ impl From<Error> for Status {
                 (Code::ResourceExhausted, details)
             }
             Error::Path(_) => {
-                let cure = "choose a shorter id, or give the agent a shorter --run-dir";
-                return invalid_field("device_id", format!("{message}; {cure}"));
+                let cure = "with a shorter id, or an agent with a shorter --run-dir";
+                return invalid_field("device_id", format!("{message}, {cure}"));
             }
             Error::Orphan { id, .. } => about(id, "DIRECTORY_IN_USE", Code::FailedPrecondition),
             Error::Connected { id, .. } => {

@@ -95,6 +95,14 @@ impl Process {
         }
     }
 
+    /// The running process that has this argument on its command line.
+    pub(crate) fn search(argument: &str) -> Option<Self> {
+        let entries = std::fs::read_dir("/proc").ok()?;
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .find_map(|pid| Self::find(pid, argument))
+    }
+
     /// The running process with this pid, if it has this argument on its command line.
     pub(crate) fn find(pid: i32, argument: &str) -> Option<Self> {
         // Open first and look then: what is looked at is what was opened, or the pidfd is of a
@@ -192,6 +200,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (mut process, _) = spawn(directory.path(), "while :; do sleep 0.05; done");
         assert!(Process::find(process.pid(), "@/some/other").is_none());
+        assert!(Process::search("@/some/third").is_none());
         let mut found = Process::find(process.pid(), "@/some/file").unwrap();
         found.signal(Signal::SIGKILL);
         assert_eq!(process.exited().await, Exit::Signal(9));

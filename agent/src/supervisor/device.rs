@@ -20,10 +20,11 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::Shared;
 use super::child::{Exit, Launch, Process};
-use super::control::{self, Client, Control, Message, Resets, Service, Status};
+use super::control::{self, Control, Message, Resets, Service, Status};
 use super::error::{Error, StartError, chain};
 use super::rundir::{Manifest, RunDir};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
+use super::view::{Life, View};
 use crate::socket;
 use crate::store::{Record, SocketSpec};
 
@@ -51,60 +52,6 @@ pub(super) enum Request {
         force: bool,
         reply: oneshot::Sender<Result<(), Error>>,
     },
-}
-
-/// Where a device is in its life, as callers see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Life {
-    Starting,
-    Ready,
-    Connected,
-    Failed,
-    Deleting,
-    /// Nothing is left of it; only who waits for a device sees this.
-    Gone,
-}
-
-/// How a device is.
-#[derive(Debug, Clone)]
-pub(crate) struct View {
-    pub(crate) life: Life,
-    pub(crate) pid: Option<i32>,
-    pub(crate) start_time: Option<SystemTime>,
-    pub(crate) client: Option<Client>,
-    pub(crate) restart_count: i64,
-    pub(crate) resets: Resets,
-    pub(crate) delete_time: Option<SystemTime>,
-    /// Why it is not served, for programs and for people.
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
-    /// Since when it has been served, or not.
-    pub(crate) since: SystemTime,
-    /// What ended the last process.
-    pub(crate) failure: Option<Arc<StartError>>,
-}
-
-impl View {
-    fn new(record: &Record) -> Self {
-        Self {
-            life: Life::Starting,
-            pid: None,
-            start_time: None,
-            client: None,
-            restart_count: 0,
-            resets: Resets::default(),
-            delete_time: record.delete_time,
-            reason: "STARTING",
-            message: String::new(),
-            since: SystemTime::now(),
-            failure: None,
-        }
-    }
-
-    /// Whether the socket is served.
-    pub(crate) fn served(&self) -> bool {
-        matches!(self.life, Life::Ready | Life::Connected)
-    }
 }
 
 /// The listening sockets, while this agent has them: an adopted device's are the process's alone.
@@ -334,15 +281,33 @@ impl Task {
         })
     }
 
-    /// Goes on with an earlier agent's device: with its process when it lives, else with a new one.
+    /// Goes on with an earlier agent's device: with its process when it lives, else by policy, and
+    /// with a new one when this boot has not seen any.
     async fn find(&mut self) {
-        match self.adopt().await {
+        let manifest = self
+            .dir
+            .read_manifest()
+            .filter(|it| it.uid == self.record.uid && it.boot_id == self.shared.boot_id);
+        let found = match &manifest {
+            Some(manifest) => self.adopt(manifest).await,
+            None => None,
+        };
+        match found {
             Some(status) => {
                 info!(pid = status.pid, "device adopted");
                 self.hear(Ok(Message::Status(status))).await;
             }
             None if self.record.delete_time.is_some() => {
                 self.event(Event::Ended { success: true }).await;
+            }
+            None if manifest.is_some_and(|it| it.pid.is_some()) => {
+                let failure = StartError::Ended {
+                    exit: Exit::Unknown,
+                    log: self.dir.log_tail(0),
+                };
+                warn!(failure = chain(&failure), "device process ended by itself");
+                self.view.failure = Some(Arc::new(failure));
+                self.event(Event::Ended { success: false }).await;
             }
             None => {
                 if let Err(error) = self.dir.remove() {
@@ -357,24 +322,25 @@ impl Task {
     }
 
     /// Finds the process of this device, and ends it when it does not answer.
-    async fn adopt(&mut self) -> Option<Status> {
-        let manifest = self.dir.read_manifest()?;
-        if manifest.uid != self.record.uid || manifest.boot_id != self.shared.boot_id {
-            return None;
-        }
+    async fn adopt(&mut self, manifest: &Manifest) -> Option<Status> {
         let argument = self.dir.config_argument();
-        let patience = self.shared.config.start_timeout;
-        if let Ok(control) = Control::connect(&self.dir.control())
-            && let Ok(Some(status)) = timeout(patience, first_status(&control)).await
-            && let Some(process) = Process::find(status.pid, &argument)
-        {
-            self.view.pid = Some(status.pid);
-            self.view.start_time = manifest.start_time;
-            self.process = Some(process);
-            self.control = Some(control);
-            return Some(status);
+        let mut process = manifest.pid.and_then(|it| Process::find(it, &argument));
+        if let Ok(control) = Control::connect(&self.dir.control()) {
+            let patience = self.shared.config.start_timeout;
+            let status = timeout(patience, first_status(&control)).await;
+            // The agent before this one may have died before it wrote the pid down.
+            process = process.or_else(|| Process::search(&argument));
+            if let Ok(Some(status)) = status
+                && let Some(process) = process.take()
+            {
+                self.view.pid = Some(process.pid());
+                self.view.start_time = manifest.start_time;
+                self.process = Some(process);
+                self.control = Some(control);
+                return Some(status);
+            }
         }
-        if let Some(mut process) = manifest.pid.and_then(|it| Process::find(it, &argument)) {
+        if let Some(mut process) = process {
             warn!(
                 pid = process.pid(),
                 "device process killed: it does not answer"
@@ -413,7 +379,6 @@ impl Task {
         let (Phase::Serving { .. }, Some(control)) = (self.state.phase, &self.control) else {
             let error = Error::NotServing {
                 id,
-                life: self.view.life,
                 why: self.view.message.clone(),
             };
             return Err((reply, error));
@@ -592,36 +557,7 @@ impl Task {
 
     /// Shows how the device is to who wants to know.
     fn publish(&mut self) {
-        let served_before = self.view.served();
-        self.view.life = match self.state.phase {
-            Phase::Starting { .. } | Phase::Overdue { .. } | Phase::Waiting { .. } => {
-                Life::Starting
-            }
-            Phase::Serving { connected: false } => Life::Ready,
-            Phase::Serving { connected: true } => Life::Connected,
-            Phase::Failed => Life::Failed,
-            Phase::Stopping { .. } | Phase::Killed => Life::Deleting,
-            Phase::Gone => Life::Gone,
-        };
-        let failure = self.view.failure.as_deref();
-        (self.view.reason, self.view.message) = match (self.state.phase, failure) {
-            (Phase::Serving { .. }, _) => ("SERVED", String::new()),
-            (Phase::Stopping { .. } | Phase::Killed | Phase::Gone, _) => {
-                ("DELETING", "it is being deleted".to_owned())
-            }
-            (Phase::Failed, Some(failure)) => {
-                let next = "it is not started again, delete it and create it anew";
-                (failure.reason(), format!("{next}: {}", chain(failure)))
-            }
-            (_, Some(failure)) => {
-                let next = "it is started again";
-                (failure.reason(), format!("{next}: {}", chain(failure)))
-            }
-            (_, None) => ("STARTING", "it is being started".to_owned()),
-        };
-        if self.view.served() != served_before {
-            self.view.since = SystemTime::now();
-        }
+        self.view.update(self.state.phase);
         self.published.send_replace(self.view.clone());
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::child::Exit;
 use super::control::{Client, Refusal};
-use super::device::Life;
 use crate::{models, socket, store};
 
 /// Why a request about a device can't be met.
@@ -37,7 +36,7 @@ pub(crate) enum Error {
     #[error("device {id} is in use by {}", user(client.as_ref()))]
     Connected { id: String, client: Option<Client> },
     #[error("device {id} has no process that serves it: {why}")]
-    NotServing { id: String, life: Life, why: String },
+    NotServing { id: String, why: String },
     #[error("device {id}: {message}")]
     Refused { id: String, message: String },
     #[error("device {id} did not answer within {patience:?}")]

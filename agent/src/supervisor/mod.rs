@@ -11,6 +11,7 @@ mod error;
 mod fd;
 mod rundir;
 mod state;
+mod view;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -24,9 +25,9 @@ use tokio::time::timeout;
 use self::control::Control;
 pub(crate) use self::control::RefusalKind;
 use self::device::{Begin, Request, Task};
-pub(crate) use self::device::{Life, View};
 pub(crate) use self::error::{Error, StartError, chain};
 use self::rundir::RunDir;
+pub(crate) use self::view::{Life, View};
 use crate::config::Config;
 use crate::models::Models;
 use crate::socket;
