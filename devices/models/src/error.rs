@@ -1,11 +1,12 @@
 //! Why a device could not be made, in terms of its configuration.
 
-use serde::de::DeserializeOwned;
+pub use net::Kind;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::Model;
 
 /// A field of the configuration, what is wrong with it, and what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// The field that has to change, as a path with dots; `None`: no one field.
@@ -16,32 +17,24 @@ pub struct Error {
     pub message: String,
 }
 
-/// Kinds of [`Error`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The configuration can't be right on any host.
-    Invalid,
-    /// Somebody else has it.
-    InUse,
-    /// It has to be created first.
-    NotFound,
-    /// This user may not.
-    Permission,
-    /// The host can't provide it, or not now.
-    Unavailable,
-    /// Not foreseen.
-    Internal,
-}
+impl Error {
+    /// Whoever configured or started this must do it otherwise.
+    #[must_use]
+    pub fn invalid(message: String) -> Self {
+        Self {
+            field: None,
+            kind: Kind::Invalid,
+            message,
+        }
+    }
 
-impl From<net::Kind> for Kind {
-    fn from(kind: net::Kind) -> Self {
-        match kind {
-            net::Kind::Invalid => Self::Invalid,
-            net::Kind::InUse => Self::InUse,
-            net::Kind::NotFound => Self::NotFound,
-            net::Kind::Permission => Self::Permission,
-            net::Kind::Unavailable => Self::Unavailable,
-            net::Kind::Internal => Self::Internal,
+    /// What was not foreseen.
+    #[must_use]
+    pub fn internal(message: String) -> Self {
+        Self {
+            field: None,
+            kind: Kind::Internal,
+            message,
         }
     }
 }
@@ -55,7 +48,7 @@ impl From<net::Error> for Error {
         };
         Self {
             field: Some(field),
-            kind: error.kind().into(),
+            kind: error.kind(),
             message: chain(&error),
         }
     }

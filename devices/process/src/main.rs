@@ -97,5 +97,5 @@ fn serve(args: Serve) -> ExitCode {
 
 fn give_up(failure: &Failure) -> ExitCode {
     error!(field = failure.field, kind = ?failure.kind, "{}", failure.message);
-    failure.exit_code()
+    failure::exit_code(failure)
 }

@@ -26,7 +26,7 @@ use vfio_user::{Device as _, Lent, Listener, Session};
 use crate::{
     args::Serve,
     control::{Client, Control, Request, Resets, State, Status},
-    failure::Failure,
+    failure::{self, Failure},
     inherit,
     throttle::Throttle,
 };
@@ -112,8 +112,10 @@ impl Server {
     /// Makes everything that can fail before the first client: socket, model, backend.
     pub(crate) fn open(args: &Serve, control: &mut Control) -> Result<Self, Failure> {
         let listener = match (&args.socket_path, args.fd) {
-            (Some(path), _) => Listener::bind(path)?,
-            (None, Some(fd)) => Listener::from_fd(inherit::take("fd", fd)?)?,
+            (Some(path), _) => Listener::bind(path).map_err(failure::listen)?,
+            (None, Some(fd)) => {
+                Listener::from_fd(inherit::take("fd", fd)?).map_err(failure::listen)?
+            }
             (None, None) => {
                 return Err(Failure::invalid(
                     "no socket: pass --socket-path or --fd".into(),
