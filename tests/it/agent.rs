@@ -719,8 +719,11 @@ async fn mutations_are_guarded_and_safe_to_repeat() {
 
     request.validate_only = false;
     request.request_id = "8f14e45f-ceea-467f-a0e6-0b1f2a3c4d5e".to_owned();
-    let first = create(&mut devices, request.clone()).await;
-    let second = create(&mut devices, request.clone()).await;
+    let mut also = devices.clone();
+    let (first, second) = tokio::join!(
+        create(&mut devices, request.clone()),
+        create(&mut also, request.clone())
+    );
     assert_eq!(first, second);
     assert!(first.name.starts_with("devices/e1000-"), "{}", first.name);
     spec(&mut request).set_restart_policy(RestartPolicy::Never);

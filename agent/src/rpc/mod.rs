@@ -70,11 +70,8 @@ impl DeviceService for Service {
         let validate_only = request.validate_only;
         let catalogue = self.supervisor.shared.models.get().await?;
         let record = convert::record(request, &catalogue, traceparent)?;
-        if let Some(device) = self.supervisor.repeated(&record).await? {
-            return Ok(Response::new(self.answer(device)));
-        }
         if validate_only {
-            self.supervisor.check(&record.id)?;
+            self.supervisor.check(&record)?;
             return Ok(Response::new(convert::validated(&record)));
         }
         let device = self.supervisor.create(record).await?;

@@ -8,7 +8,6 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
 use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::fd;
@@ -134,14 +133,19 @@ impl Control {
 
     /// The next message; an error of kind `UnexpectedEof` when there is none to come. Cancel safe.
     pub(crate) async fn receive(&self) -> io::Result<Message> {
-        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-        let received = self
-            .fd
-            .async_io(Interest::READABLE, |fd| {
-                Ok(recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?)
-            })
-            .await?;
-        parse(&buffer[..received])
+        loop {
+            let mut ready = self.fd.readable().await?;
+            // The buffer is made when there is something to read, so that idle devices have none.
+            let received = ready.try_io(|fd| {
+                let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+                let received = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+                buffer.truncate(received);
+                Ok(buffer)
+            });
+            if let Ok(message) = received {
+                return parse(&message?);
+            }
+        }
     }
 
     /// The next message if it is there already.

@@ -180,9 +180,13 @@ impl Supervisor {
         handle
     }
 
-    /// Whether a device of this id could be made: its path fits, and nobody has it.
-    pub(crate) fn check(&self, id: &str) -> Result<(), Error> {
-        self.check_free(&self.shared.devices(), id)
+    /// Whether this device could be made: its path fits, and nobody has its id.
+    pub(crate) fn check(&self, record: &Record) -> Result<(), Error> {
+        let devices = self.shared.devices();
+        match repeated(&devices, record)? {
+            Some(_) => Ok(()),
+            None => self.check_free(&devices, &record.id),
+        }
     }
 
     fn check_free(&self, devices: &BTreeMap<String, Handle>, id: &str) -> Result<(), Error> {
@@ -207,35 +211,18 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The device that an earlier call with this request id made, when it asked for the same.
-    pub(crate) async fn repeated(&self, record: &Record) -> Result<Option<Device>, Error> {
-        let Some(request_id) = &record.request_id else {
-            return Ok(None);
-        };
-        let earlier = self
-            .shared
-            .devices()
-            .values()
-            .find(|it| it.record.request_id.as_ref() == Some(request_id))
-            .cloned();
-        match earlier {
-            None => Ok(None),
-            Some(handle) if handle.record.asks_for_the_same(record) => {
-                settled(handle).await.map(Some)
-            }
-            Some(handle) => Err(Error::RequestReused {
-                request_id: request_id.clone(),
-                id: handle.record.id.clone(),
-            }),
-        }
-    }
-
-    /// Makes a device and waits until it is ready. Goes on when the caller does not wait any more.
+    /// Makes a device and waits until it is ready. Goes on when the caller does not wait any more;
+    /// who calls again with the same request id gets the same device.
     pub(crate) async fn create(&self, record: Record) -> Result<Device, Error> {
         let handle = {
             let mut devices = self.shared.devices();
-            self.check_free(&devices, &record.id)?;
-            self.launch(&mut devices, record, Begin::Create)
+            match repeated(&devices, &record)? {
+                Some(handle) => handle,
+                None => {
+                    self.check_free(&devices, &record.id)?;
+                    self.launch(&mut devices, record, Begin::Create)
+                }
+            }
         };
         settled(handle).await
     }
@@ -344,6 +331,23 @@ impl Supervisor {
         {
             tracing::warn!("device tasks did not end in time");
         }
+    }
+}
+
+/// The device that an earlier call with this record's request id made, when it asked for the same.
+fn repeated(devices: &BTreeMap<String, Handle>, record: &Record) -> Result<Option<Handle>, Error> {
+    let Some(request_id) = &record.request_id else {
+        return Ok(None);
+    };
+    let earlier = devices
+        .values()
+        .find(|it| it.record.request_id.as_ref() == Some(request_id));
+    match earlier {
+        Some(handle) if !handle.record.asks_for_the_same(record) => Err(Error::RequestReused {
+            request_id: request_id.clone(),
+            id: handle.record.id.clone(),
+        }),
+        earlier => Ok(earlier.cloned()),
     }
 }
 
