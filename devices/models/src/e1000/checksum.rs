@@ -1,4 +1,4 @@
-//! The Internet checksum (RFC 1071).
+//! The Internet checksum (RFC 1071), and Ethernet's frame check sequence (IEEE 802.3, 3.2.9).
 
 /// The one's complement sum of big-endian words; an odd last byte is the upper half of one.
 pub(super) fn sum(data: &[u8]) -> u16 {
@@ -40,4 +40,9 @@ pub(super) fn add_to_field(frame: &mut [u8], at: usize, value: u16) {
         let now = u16::from_be_bytes([field[0], field[1]]);
         field.copy_from_slice(&add(now, value).to_be_bytes());
     }
+}
+
+/// The FCS that follows a frame on the wire.
+pub(super) fn frame_check_sequence(frame: &[u8]) -> [u8; 4] {
+    crc32fast::hash(frame).to_le_bytes()
 }

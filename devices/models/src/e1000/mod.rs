@@ -4,8 +4,9 @@
 //! sections named in comments are its.
 //!
 //! Left out: interrupt delays and throttling (RDTR, RADV, TIDV, TADV and ITR keep what is written; causes are reported
-//! at the end of each batch instead), flow control, wake-up, management, the packet buffer's diagnostics, and the FCS,
-//! which backends don't carry: received as zeros where RCTL.SECRC leaves it, and never wrong.
+//! at the end of each batch instead), flow control, wake-up, management, and the packet buffer's diagnostics. Backends
+//! carry no FCS: the receiver makes a right one where RCTL.SECRC leaves it, and the transmitter drops a frame whose own
+//! is wrong.
 //!
 //! A narrow write to a register changes the bytes it covers. The I/O window takes only 32-bit writes (section 13.2.2).
 
@@ -24,6 +25,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod wire;
 
 use std::{os::fd::BorrowedFd, time::Instant};
 

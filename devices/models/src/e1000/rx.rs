@@ -6,7 +6,7 @@
 use pci::{Bus, regs::Regs};
 
 use super::{
-    Controller, filter, interrupt, parse,
+    Controller, checksum, filter, interrupt, parse,
     queue::{Registers, Ring},
     spec::{
         self,
@@ -83,11 +83,8 @@ impl Controller {
             }
             budget -= 1;
             let room = self.rx.buffer.len() - FCS_BYTES as usize;
-            let Some(length) = self
-                .rx
-                .held
-                .take()
-                .or_else(|| self.backend.receive(&mut self.rx.buffer[..room]))
+            let held = self.rx.held.take();
+            let Some(length) = held.or_else(|| self.backend.receive(&mut self.rx.buffer[..room]))
             else {
                 break;
             };
@@ -95,6 +92,9 @@ impl Controller {
                 continue;
             }
             if let Fate::Waits = delivery.deliver(&mut self.rx.buffer, length.min(room)) {
+                if held.is_none() {
+                    delivery.regs.count(spec::RNBC, 1);
+                }
                 self.rx.held = Some(length);
                 self.rx.blocked = true;
                 break;
@@ -221,13 +221,14 @@ impl<'a, 'b> Delivery<'a, 'b> {
         let needed = stored.div_ceil(buffer_bytes);
         if needed > self.ring.available() {
             if needed < self.ring.count {
-                self.regs.count(spec::RNBC, 1);
                 return Fate::Waits;
             }
             statistics::count_seen(self.regs, wire_bytes);
             self.miss();
             return Fate::Done;
         }
+        // The FCS is that of the frame on the wire, tag and all.
+        let sequence = (fcs > 0).then(|| checksum::frame_check_sequence(&buffer[..end]));
         if tag.is_some() {
             start = TAG_BYTES;
             buffer.copy_within(..ADDRESSES_BYTES, start);
@@ -245,8 +246,8 @@ impl<'a, 'b> Delivery<'a, 'b> {
             special: tag.unwrap_or(0).into(),
             ..Receive::default()
         };
-        if fcs > 0 {
-            buffer[end..end + FCS_BYTES as usize].fill(0);
+        if let Some(sequence) = sequence {
+            buffer[end..end + FCS_BYTES as usize].copy_from_slice(&sequence);
         }
         statistics::count_seen(self.regs, wire_bytes);
         if self.store(&buffer[start..end + fcs as usize], &mut last, buffer_bytes) {

@@ -9,24 +9,24 @@
 
 use std::ops::Range;
 
-use net::{Full, Offload, Offloads};
-use pci::{Bus, regs::Regs};
+use net::{Offload, Offloads};
+use pci::Bus;
 use zerocopy::IntoBytes;
 
 use super::{
     Controller, checksum, interrupt,
     queue::{Registers, Ring},
-    rx::Receiver,
     segment::{Context, Segmenter},
     spec::{
         self,
-        bits::{Causes, Ctrl, Rctl, Tctl, Txdctl},
+        bits::{Causes, Ctrl, Tctl, Txdctl},
         descriptor::{
             ContextOffsets, ContextSegments, Data, Legacy, TRANSMIT_DONE, TRANSMIT_STATUS_OFFSET,
             Transmit,
         },
     },
-    statistics::{self, Cast, FCS_BYTES},
+    statistics::FCS_BYTES,
+    wire::{BUDGET_BYTES, OVERHEAD_BYTES, Path, Pause, Way},
 };
 
 const RING: Registers = Registers {
@@ -39,10 +39,6 @@ const RING: Registers = Registers {
 
 /// Descriptors fetched at once.
 const BATCH: usize = 32;
-/// What one run may spend before the loop gets a turn, in bytes moved.
-const BUDGET_BYTES: u32 = 512 << 10;
-/// What a descriptor or a frame costs beside its bytes.
-const OVERHEAD_BYTES: u32 = 256;
 
 /// Room before the packet, for a VLAN tag.
 const TAG_BYTES: usize = 4;
@@ -106,39 +102,6 @@ enum Ready {
     Segments(Segmenter),
 }
 
-/// Where frames go at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
-    Backend,
-    Loopback,
-    /// There is no link.
-    Nowhere,
-}
-
-/// The way out, for one run.
-struct Way<'a, 'b> {
-    path: Path,
-    offloads: Offloads,
-    backend: &'a mut dyn net::Backend,
-    receiver: &'a mut Receiver,
-    regs: &'a mut Regs,
-    bus: &'a mut Bus<'b>,
-    budget: u32,
-    causes: Causes,
-}
-
-/// Why a run ends before the ring does.
-enum Pause {
-    Full,
-    Budget,
-}
-
-impl From<Full> for Pause {
-    fn from(_: Full) -> Self {
-        Self::Full
-    }
-}
-
 impl Controller {
     /// The guest moved the tail.
     pub(super) fn write_transmit_tail(&mut self, bus: &mut Bus<'_>) {
@@ -183,16 +146,6 @@ impl Controller {
         }
         self.regs.set(spec::TDH, ring.head());
         interrupt::raise(&mut self.regs, bus, causes);
-    }
-
-    fn path(&self) -> Path {
-        if self.phy.loopback() || Rctl::from_bits(self.regs.get(spec::RCTL)).loopback() == 1 {
-            Path::Loopback
-        } else if self.link_up() {
-            Path::Backend
-        } else {
-            Path::Nowhere
-        }
     }
 }
 
@@ -385,8 +338,7 @@ impl Transmitter {
             return Some(self.hand_over(segmenter, start, insert_tcp_checksum, way));
         }
         if !last.insert_fcs {
-            // The guest's own FCS ends the packet, and backends carry none.
-            self.end = self.end.saturating_sub(FCS_BYTES as usize).max(TAG_BYTES);
+            self.take_off_fcs()?;
         }
         let bytes = self.end - TAG_BYTES;
         if bytes == 0 || bytes > spec::FRAME_BYTES_MAX {
@@ -406,6 +358,15 @@ impl Transmitter {
             at: start..self.end,
             offload,
         })
+    }
+
+    /// The guest's own FCS ends the packet, and backends carry none. `None`: it is wrong, so the next station would drop
+    /// the frame.
+    fn take_off_fcs(&mut self) -> Option<()> {
+        let packet = self.buffer.get(TAG_BYTES..self.end)?;
+        let (frame, sequence) = packet.split_last_chunk()?;
+        self.end -= FCS_BYTES as usize;
+        (checksum::frame_check_sequence(frame) == *sequence).then_some(())
     }
 
     /// Inserts the checksums of a packet that is one frame, or says which one is left to the backend.
@@ -518,50 +479,6 @@ impl Transmitter {
         }
         self.ready = None;
         self.end = TAG_BYTES;
-        Ok(())
-    }
-}
-
-impl Way<'_, '_> {
-    fn spend(&mut self, bytes: u32) -> Result<(), Pause> {
-        if self.budget == 0 {
-            return Err(Pause::Budget);
-        }
-        self.budget = self.budget.saturating_sub(bytes);
-        Ok(())
-    }
-
-    fn send(&mut self, frame: &[u8], offload: Offload) -> Result<(), Pause> {
-        let bytes = frame.len() as u32;
-        self.spend(OVERHEAD_BYTES + bytes)?;
-        match self.path {
-            Path::Backend => self.backend.send(frame, offload)?,
-            Path::Loopback => {
-                let causes = self.receiver.loop_back(self.regs, self.bus, frame);
-                self.causes.add(causes);
-            }
-            Path::Nowhere => return Ok(()),
-        }
-        let cast = Cast::of(frame);
-        match offload {
-            Offload::Segment {
-                header_bytes,
-                segment_bytes,
-                ..
-            } => {
-                let (header, segment) = (u32::from(header_bytes), u32::from(segment_bytes));
-                let payload = bytes - header;
-                let full = header + segment + FCS_BYTES;
-                statistics::count_sent(self.regs, cast, full, payload / segment);
-                if !payload.is_multiple_of(segment) {
-                    let last = header + payload % segment + FCS_BYTES;
-                    statistics::count_sent(self.regs, cast, last, 1);
-                }
-            }
-            Offload::None | Offload::Checksum { .. } => {
-                statistics::count_sent(self.regs, cast, bytes + FCS_BYTES, 1);
-            }
-        }
         Ok(())
     }
 }

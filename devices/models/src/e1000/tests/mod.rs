@@ -275,6 +275,18 @@ fn internet_checksum(data: &[u8]) -> u16 {
     !(sum as u16)
 }
 
+/// The FCS as IEEE 802.3 defines it, one bit at a time.
+fn fcs(frame: &[u8]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for byte in frame {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+        }
+    }
+    (!crc).to_le_bytes()
+}
+
 /// What a transport packet's checksum covers: the pseudo-header, and the packet. `addresses` are both.
 fn with_pseudo_header(addresses: &[u8], protocol: u8, packet: &[u8]) -> Vec<u8> {
     let mut covered = addresses.to_vec();

@@ -26,6 +26,7 @@ fn a_frame_goes_into_a_buffer() {
     let received = driver.received(0);
     assert_eq!(received.data.len(), 1518, "with FCS");
     assert_eq!(received.data[..1514], frame);
+    assert_eq!(received.data[1514..], fcs(&frame));
     assert_eq!(received.status, DD | EOP | IXSM);
     assert_eq!(received.errors, 0);
     assert_eq!(driver.read(RDH), 1);
@@ -251,6 +252,7 @@ fn a_frame_waits_for_all_its_descriptors() {
     let mut driver = Driver::receiving(16, SECRC | 0x3_0000);
     driver.write(RDT, 5);
     driver.arrive(&frame(MAC, 1500));
+    driver.guest.run_until_idle();
     assert_eq!(driver.received(0).status, 0);
     assert_eq!(driver.read(0x40a0), 1, "RNBC");
     driver.write(RDT, 6);

@@ -75,13 +75,19 @@ fn short_frames_are_padded_when_psp_says_so() {
 }
 
 #[test]
-fn without_ifcs_the_guests_fcs_is_taken_off() {
+fn without_ifcs_the_guests_fcs_is_checked_and_taken_off() {
     let mut driver = Driver::transmitting(8);
     let mut with_fcs = frame(MAC, 100);
-    with_fcs.extend([1, 2, 3, 4]);
+    with_fcs.extend(fcs(&with_fcs));
     driver.queue_data(&with_fcs, EOP | RS);
     driver.ring();
     assert_eq!(driver.wire.sent(), [&with_fcs[..100]]);
+    with_fcs[103] ^= 1;
+    let index = driver.queue_data(&with_fcs, EOP | RS);
+    driver.queue_data(&with_fcs[..3], EOP | RS);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty(), "nobody would take it");
+    assert_eq!(driver.transmit_status(index), 1);
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! The way out of the transmitter: to the backend, back to the receiver, or nowhere.
+
+use net::{Full, Offload, Offloads};
+use pci::{Bus, regs::Regs};
+
+use super::{
+    Controller,
+    rx::Receiver,
+    spec::{
+        self,
+        bits::{Causes, Rctl},
+    },
+    statistics::{self, Cast, FCS_BYTES},
+};
+
+/// What one run may spend before the loop gets a turn, in bytes moved.
+pub(super) const BUDGET_BYTES: u32 = 512 << 10;
+/// What a descriptor or a frame costs beside its bytes.
+pub(super) const OVERHEAD_BYTES: u32 = 256;
+
+/// Where frames go at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    Backend,
+    Loopback,
+    /// There is no link.
+    Nowhere,
+}
+
+/// The way out, for one run.
+pub(super) struct Way<'a, 'b> {
+    pub(super) path: Path,
+    pub(super) offloads: Offloads,
+    pub(super) backend: &'a mut dyn net::Backend,
+    pub(super) receiver: &'a mut Receiver,
+    pub(super) regs: &'a mut Regs,
+    pub(super) bus: &'a mut Bus<'b>,
+    pub(super) budget: u32,
+    pub(super) causes: Causes,
+}
+
+/// Why a run ends before the ring does.
+pub(super) enum Pause {
+    Full,
+    Budget,
+}
+
+impl From<Full> for Pause {
+    fn from(_: Full) -> Self {
+        Self::Full
+    }
+}
+
+impl Controller {
+    /// Where frames go.
+    pub(super) fn path(&self) -> Path {
+        if self.phy.loopback() || Rctl::from_bits(self.regs.get(spec::RCTL)).loopback() == 1 {
+            Path::Loopback
+        } else if self.link_up() {
+            Path::Backend
+        } else {
+            Path::Nowhere
+        }
+    }
+}
+
+impl Way<'_, '_> {
+    /// Takes from the budget; a run that has any left may overdraw it once, so that it always gets somewhere.
+    pub(super) fn spend(&mut self, bytes: u32) -> Result<(), Pause> {
+        if self.budget == 0 {
+            return Err(Pause::Budget);
+        }
+        self.budget = self.budget.saturating_sub(bytes);
+        Ok(())
+    }
+
+    /// Sends a frame, and counts what then goes over the wire.
+    pub(super) fn send(&mut self, frame: &[u8], offload: Offload) -> Result<(), Pause> {
+        let bytes = frame.len() as u32;
+        self.spend(OVERHEAD_BYTES + bytes)?;
+        match self.path {
+            Path::Backend => self.backend.send(frame, offload)?,
+            Path::Loopback => {
+                let causes = self.receiver.loop_back(self.regs, self.bus, frame);
+                self.causes.add(causes);
+            }
+            Path::Nowhere => return Ok(()),
+        }
+        let cast = Cast::of(frame);
+        match offload {
+            Offload::Segment {
+                header_bytes,
+                segment_bytes,
+                ..
+            } => {
+                let (header, segment) = (u32::from(header_bytes), u32::from(segment_bytes));
+                let payload = bytes - header;
+                let full = header + segment + FCS_BYTES;
+                statistics::count_sent(self.regs, cast, full, payload / segment);
+                if !payload.is_multiple_of(segment) {
+                    let last = header + payload % segment + FCS_BYTES;
+                    statistics::count_sent(self.regs, cast, last, 1);
+                }
+            }
+            Offload::None | Offload::Checksum { .. } => {
+                statistics::count_sent(self.regs, cast, bytes + FCS_BYTES, 1);
+            }
+        }
+        Ok(())
+    }
+}
