@@ -8,25 +8,23 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
-use nix::sys::socket::SockType;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::Shared;
-use super::child::{Exit, Launch, Process};
-use super::control::{self, Control, Message, Resets, Service, Status};
+use super::child::{Exit, Process};
+use super::control::{self, Control, Message, Resets, Service};
 use super::error::{Error, StartError, chain};
-use super::rundir::{Manifest, RunDir};
+use super::rundir::RunDir;
+use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
 use super::view::{Life, View};
-use crate::socket;
-use crate::store::{Record, SocketSpec};
+use crate::store::Record;
 
 /// How long the process may take to say how it is before a decision that depends on it.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -52,13 +50,6 @@ pub(super) enum Request {
         force: bool,
         reply: oneshot::Sender<Result<(), Error>>,
     },
-}
-
-/// The listening sockets, while this agent has them: an adopted device's are the process's alone.
-#[derive(Debug)]
-struct Sockets {
-    vfio_user: OwnedFd,
-    control: OwnedFd,
 }
 
 /// One device.
@@ -204,81 +195,42 @@ impl Task {
         }
     }
 
-    /// Makes what is missing of directory and sockets, and starts a process.
+    /// Starts a process, when it is this device's turn.
     async fn spawn(&mut self) -> Result<(), StartError> {
-        let catalogue = self
-            .shared
-            .models
-            .get()
-            .await
-            .map_err(StartError::Program)?;
+        let catalogue = self.shared.models.get().await;
+        let program = catalogue.map_err(StartError::Program)?.program.clone();
         self.permit = self.shared.starts.clone().acquire_owned().await.ok();
-        let directory = |source| StartError::Directory {
-            path: self.dir.path().to_owned(),
-            source,
-        };
-
-        let mut manifest = Manifest {
-            uid: self.record.uid.clone(),
-            model: self.record.spec.model.clone(),
-            pid: None,
-            start_time: None,
-            boot_id: self.shared.boot_id.clone(),
-        };
-        self.dir
-            .create(&manifest, &self.record.spec.config)
-            .map_err(directory)?;
-        let (log, log_offset) = self.dir.open_log().map_err(directory)?;
-        let sockets = match self.sockets.take() {
-            Some(sockets) => sockets,
-            None => self.bind().map_err(StartError::Socket)?,
-        };
-        let sockets = self.sockets.insert(sockets);
-
-        let launch = Launch {
-            program: &catalogue.program,
-            model: &self.record.spec.model,
-            config_argument: &self.dir.config_argument(),
-            socket: &sockets.vfio_user,
-            control: &sockets.control,
-            log,
-        };
-        // The connection waits in the socket's queue before the process runs, so that one that fails
-        // at once still has somebody to tell why.
-        let control = Control::connect(&self.dir.control()).map_err(StartError::Control)?;
-        let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
-            program: catalogue.program.clone(),
-            source,
-        })?;
-        manifest.pid = Some(process.pid());
-        manifest.start_time = Some(SystemTime::now());
-        if let Err(source) = self.dir.write_manifest(&manifest) {
-            process.signal(Signal::SIGKILL);
-            process.exited().await;
-            return Err(directory(source));
-        }
-
-        info!(pid = process.pid(), "device process started");
+        let boot_id = &self.shared.boot_id;
+        let running = start::spawn(
+            &program,
+            &self.record,
+            &self.dir,
+            boot_id,
+            &mut self.sockets,
+        )
+        .await?;
+        info!(pid = running.process.pid(), "device process started");
         if self.view.failure.is_some() {
             self.view.restart_count += 1;
         }
-        self.log_offset = log_offset;
         self.refusal = None;
-        self.view.pid = Some(process.pid());
-        self.view.start_time = manifest.start_time;
-        self.process = Some(process);
-        self.control = Some(control);
+        self.take(running);
         self.state.spawned(Instant::now());
         Ok(())
     }
 
-    fn bind(&self) -> Result<Sockets, socket::Error> {
-        let spec = self.record.spec.socket.unwrap_or_default();
-        let nobody_else = SocketSpec::default();
-        Ok(Sockets {
-            control: socket::bind(&self.dir.control(), SockType::SeqPacket, &nobody_else)?,
-            vfio_user: socket::bind(&self.dir.socket(), SockType::Stream, &spec)?,
-        })
+    fn take(&mut self, running: Running) {
+        let Running {
+            process,
+            control,
+            start_time,
+            log_offset,
+        } = running;
+        self.view.pid = Some(process.pid());
+        self.view.start_time = start_time;
+        self.log_offset = log_offset;
+        self.process = Some(process);
+        self.control = Some(control);
     }
 
     /// Goes on with an earlier agent's device: with its process when it lives, else by policy, and
@@ -288,13 +240,15 @@ impl Task {
             .dir
             .read_manifest()
             .filter(|it| it.uid == self.record.uid && it.boot_id == self.shared.boot_id);
+        let patience = self.shared.config.start_timeout;
         let found = match &manifest {
-            Some(manifest) => self.adopt(manifest).await,
+            Some(manifest) => start::adopt(&self.dir, manifest, patience).await,
             None => None,
         };
         match found {
-            Some(status) => {
-                info!(pid = status.pid, "device adopted");
+            Some((running, status)) => {
+                info!(pid = running.process.pid(), "device adopted");
+                self.take(running);
                 self.hear(Ok(Message::Status(status))).await;
             }
             None if self.record.delete_time.is_some() => {
@@ -319,36 +273,6 @@ impl Task {
         if self.record.delete_time.is_some() {
             self.event(Event::Delete).await;
         }
-    }
-
-    /// Finds the process of this device, and ends it when it does not answer.
-    async fn adopt(&mut self, manifest: &Manifest) -> Option<Status> {
-        let argument = self.dir.config_argument();
-        let mut process = manifest.pid.and_then(|it| Process::find(it, &argument));
-        if let Ok(control) = Control::connect(&self.dir.control()) {
-            let patience = self.shared.config.start_timeout;
-            let status = timeout(patience, first_status(&control)).await;
-            // The agent before this one may have died before it wrote the pid down.
-            process = process.or_else(|| Process::search(&argument));
-            if let Ok(Some(status)) = status
-                && let Some(process) = process.take()
-            {
-                self.view.pid = Some(process.pid());
-                self.view.start_time = manifest.start_time;
-                self.process = Some(process);
-                self.control = Some(control);
-                return Some(status);
-            }
-        }
-        if let Some(mut process) = process {
-            warn!(
-                pid = process.pid(),
-                "device process killed: it does not answer"
-            );
-            process.signal(Signal::SIGKILL);
-            process.exited().await;
-        }
-        None
     }
 
     async fn serve(&mut self, request: Request) {
@@ -588,14 +512,4 @@ async fn until(deadline: Option<Instant>) {
 async fn asked_to_end(shutdown: &mut watch::Receiver<bool>) {
     // An error means that who would ask is gone, which is as good.
     let _ = shutdown.wait_for(|it| *it).await;
-}
-
-async fn first_status(control: &Control) -> Option<Status> {
-    loop {
-        match control.receive().await {
-            Ok(Message::Status(status)) => return Some(status),
-            Ok(_) => {}
-            Err(_) => return None,
-        }
-    }
 }

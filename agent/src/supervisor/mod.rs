@@ -10,6 +10,7 @@ mod device;
 mod error;
 mod fd;
 mod rundir;
+mod start;
 mod state;
 mod view;
 

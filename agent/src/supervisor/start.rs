@@ -1,0 +1,148 @@
+//! How a device comes by its process: a new one, or the one that an earlier agent started.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::SockType;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::child::{Launch, Process};
+use super::control::{Control, Message, Status};
+use super::error::StartError;
+use super::rundir::{Manifest, RunDir};
+use crate::socket;
+use crate::store::{Record, SocketSpec};
+
+/// A process, and what goes with it.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) control: Control,
+    pub(super) start_time: Option<SystemTime>,
+    /// Where in the log the words of this process begin.
+    pub(super) log_offset: u64,
+}
+
+/// The listening sockets, while this agent has them: an adopted device's are the process's alone.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    vfio_user: OwnedFd,
+    control: OwnedFd,
+}
+
+impl Sockets {
+    fn bind(dir: &RunDir, spec: &SocketSpec) -> Result<Self, socket::Error> {
+        let agent_only = SocketSpec::default();
+        Ok(Self {
+            control: socket::bind(&dir.control(), SockType::SeqPacket, &agent_only)?,
+            vfio_user: socket::bind(&dir.socket(), SockType::Stream, spec)?,
+        })
+    }
+}
+
+/// Makes what is missing of directory and sockets, and starts a process.
+pub(super) async fn spawn(
+    program: &Path,
+    record: &Record,
+    dir: &RunDir,
+    boot_id: &str,
+    sockets: &mut Option<Sockets>,
+) -> Result<Running, StartError> {
+    let directory = |source| StartError::Directory {
+        path: dir.path().to_owned(),
+        source,
+    };
+    let mut manifest = Manifest {
+        uid: record.uid.clone(),
+        model: record.spec.model.clone(),
+        pid: None,
+        start_time: None,
+        boot_id: boot_id.to_owned(),
+    };
+    dir.create(&manifest, &record.spec.config)
+        .map_err(directory)?;
+    let (log, log_offset) = dir.open_log().map_err(directory)?;
+    let bound = match sockets.take() {
+        Some(bound) => bound,
+        None => {
+            let spec = record.spec.socket.unwrap_or_default();
+            Sockets::bind(dir, &spec).map_err(StartError::Socket)?
+        }
+    };
+    let bound = sockets.insert(bound);
+
+    // The connection waits in the socket's queue before the process runs, so that one that fails at
+    // once still has somebody to tell why.
+    let control = Control::connect(&dir.control()).map_err(StartError::Control)?;
+    let launch = Launch {
+        program,
+        model: &record.spec.model,
+        config_argument: &dir.config_argument(),
+        socket: &bound.vfio_user,
+        control: &bound.control,
+        log,
+    };
+    let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
+        program: program.to_owned(),
+        source,
+    })?;
+    manifest.pid = Some(process.pid());
+    manifest.start_time = Some(SystemTime::now());
+    if let Err(source) = dir.write_manifest(&manifest) {
+        process.signal(Signal::SIGKILL);
+        process.exited().await;
+        return Err(directory(source));
+    }
+    Ok(Running {
+        process,
+        control,
+        start_time: manifest.start_time,
+        log_offset,
+    })
+}
+
+/// Finds the process that an earlier agent started, and ends it when it does not answer.
+pub(super) async fn adopt(
+    dir: &RunDir,
+    manifest: &Manifest,
+    patience: Duration,
+) -> Option<(Running, Status)> {
+    let argument = dir.config_argument();
+    let mut process = manifest.pid.and_then(|it| Process::find(it, &argument));
+    if let Ok(control) = Control::connect(&dir.control()) {
+        let status = timeout(patience, first_status(&control)).await;
+        // That agent may have died before it wrote the pid down.
+        process = process.or_else(|| Process::search(&argument));
+        if let Ok(Some(status)) = status
+            && let Some(process) = process.take()
+        {
+            let running = Running {
+                process,
+                control,
+                start_time: manifest.start_time,
+                log_offset: 0,
+            };
+            return Some((running, status));
+        }
+    }
+    if let Some(mut process) = process {
+        let pid = process.pid();
+        warn!(pid, "device process killed: it does not answer");
+        process.signal(Signal::SIGKILL);
+        process.exited().await;
+    }
+    None
+}
+
+async fn first_status(control: &Control) -> Option<Status> {
+    loop {
+        match control.receive().await {
+            Ok(Message::Status(status)) => return Some(status),
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+}
