@@ -112,13 +112,14 @@ impl Controller {
     /// Works through the ring from head to tail, as far as backend and budget go.
     pub(super) fn transmit(&mut self, bus: &mut Bus<'_>) {
         self.tx.more = false;
+        // While nothing is offered to the backend, its room is not waited for either.
+        self.tx.full = false;
         let enabled = Tctl::from_bits(self.regs.get(spec::TCTL)).enable();
         let mut ring = Ring::load(&self.regs, &RING);
         let before = ring.available();
         if !enabled || self.tx.stalled || before == 0 {
             return;
         }
-        self.tx.full = false;
         let path = self.path();
         let mut way = Way {
             path,

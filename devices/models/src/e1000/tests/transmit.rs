@@ -259,6 +259,38 @@ fn a_full_backend_holds_the_ring_until_there_is_room() {
 }
 
 #[test]
+fn a_transmitter_that_is_off_does_not_wait_for_room() {
+    let mut driver = Driver::transmitting(16);
+    driver.wire.state().room = Some(0);
+    let frame = frame(MAC, 60);
+    driver.queue_data(&frame, LEGACY);
+    driver.ring();
+    assert!(driver.wire.state().interest.send);
+    driver.write(TCTL, 8);
+    assert!(!driver.wire.state().interest.send);
+    driver.wire.state().room = None;
+    driver.write(TCTL, 10);
+    assert_eq!(driver.wire.sent(), [frame]);
+}
+
+#[test]
+fn a_reset_forgets_what_waited() {
+    let mut driver = Driver::transmitting(16);
+    driver.wire.state().room = Some(0);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    driver.guest.reset();
+    assert!(!driver.wire.state().interest.send);
+    driver.wire.state().room = None;
+    driver.tx_next = 0;
+    driver.set_up_transmit(16);
+    let other = frame(MAC, 70);
+    driver.queue_data(&other, LEGACY);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [other]);
+}
+
+#[test]
 fn a_batch_is_flushed_once() {
     let mut driver = Driver::transmitting(64);
     for _ in 0..40 {
