@@ -282,7 +282,7 @@ impl Controller {
     fn write_io(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
         match at {
             _ if lanes != u32::MAX => {}
-            spec::IOADDR => self.io_address = data,
+            spec::IOADDR => self.io_address = data & spec::IOADDR_WRITABLE,
             spec::IODATA => {
                 if let Some(register) = self.io_register() {
                     self.write_register(bus, register, data, lanes);

@@ -13,6 +13,10 @@ const TAG_BYTES: usize = 4;
 const TYPE_IPV4: u16 = 0x0800;
 const TYPE_IPV6: u16 = 0x86dd;
 const TYPE_VLAN: u16 = 0x8100;
+/// A type field up to this is a length, IEEE 802.3.
+const LENGTH_MAX: u16 = 1500;
+/// LLC and SNAP headers, up to the type.
+const SNAP: [u8; 6] = [0xaa, 0xaa, 0x03, 0, 0, 0];
 const IPV4_HEADER_BYTES: usize = 20;
 const IPV6_HEADER_BYTES: usize = 40;
 const PROTOCOL_TCP: u8 = 6;
@@ -27,9 +31,9 @@ pub(super) struct Verdict {
     pub(super) errors: ReceiveErrors,
 }
 
-/// The sum of everything from RXCSUM.PCSS on, which software may correct to what it needs.
-pub(super) fn packet_checksum(frame: &[u8], rxcsum: Rxcsum) -> u16 {
-    frame
+/// The sum of everything stored from RXCSUM.PCSS on, which software may correct to what it needs (section 13.4.31).
+pub(super) fn packet_checksum(stored: &[u8], rxcsum: Rxcsum) -> u16 {
+    stored
         .get(usize::from(rxcsum.packet_start())..)
         .map_or(0, checksum::sum)
 }
@@ -49,6 +53,10 @@ fn check(frame: &[u8], rxcsum: Rxcsum) -> Option<Verdict> {
     if ether_type == TYPE_VLAN {
         ether_type = be16(packet, 2)?;
         packet = packet.get(TAG_BYTES..)?;
+    }
+    if packet.starts_with(&SNAP) && ether_type <= LENGTH_MAX {
+        ether_type = be16(packet, SNAP.len())?;
+        packet = packet.get(SNAP.len() + 2..)?;
     }
     let mut status = ReceiveStatus::new();
     let mut errors = ReceiveErrors::new();

@@ -233,24 +233,24 @@ impl<'a, 'b> Delivery<'a, 'b> {
             start = TAG_BYTES;
             buffer.copy_within(..ADDRESSES_BYTES, start);
         }
-        let frame = &buffer[start..end];
-        let verdict = parse::verdict(frame, self.rxcsum);
+        let verdict = parse::verdict(&buffer[start..end], self.rxcsum);
+        if let Some(sequence) = sequence {
+            buffer[end..end + FCS_BYTES as usize].copy_from_slice(&sequence);
+        }
+        let data = &buffer[start..end + fcs as usize];
         let status = verdict
             .status
             .with_vlan(tag.is_some())
             .with_inexact(accepted.inexact);
         let mut last = Receive {
-            checksum: parse::packet_checksum(frame, self.rxcsum).into(),
+            checksum: parse::packet_checksum(data, self.rxcsum).into(),
             status: status.into_bits(),
             errors: verdict.errors.into_bits(),
             special: tag.unwrap_or(0).into(),
             ..Receive::default()
         };
-        if let Some(sequence) = sequence {
-            buffer[end..end + FCS_BYTES as usize].copy_from_slice(&sequence);
-        }
         statistics::count_seen(self.regs, wire_bytes);
-        if self.store(&buffer[start..end + fcs as usize], &mut last, buffer_bytes) {
+        if self.store(data, &mut last, buffer_bytes) {
             statistics::count_received(self.regs, cast, wire_bytes);
             let small = self.regs.get(spec::RSRPD);
             if stored <= small {
@@ -263,7 +263,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
     }
 
     /// Spreads data over buffers and hands their descriptors to the guest; `last` has what the last of them says. Returns
-    /// false when memory is not there or null descriptors (section 3.2.2) used up the ring.
+    /// false when memory is not there or null descriptors, which take no data, used up the ring.
     fn store(&mut self, data: &[u8], last: &mut Receive, buffer_bytes: u32) -> bool {
         let before = self.ring.available();
         let mut rest = data;

@@ -15,6 +15,8 @@ pub(super) const MEMORY_BAR_BYTES: u32 = 128 << 10;
 pub(super) const IO_BAR_BYTES: u32 = 64;
 /// The window's address register.
 pub(super) const IOADDR: u32 = 0;
+/// Its bits that are not hard-wired to zero.
+pub(super) const IOADDR_WRITABLE: u32 = 0x000f_ffff;
 /// The window's data register.
 pub(super) const IODATA: u32 = 4;
 

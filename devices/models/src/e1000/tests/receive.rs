@@ -203,6 +203,9 @@ fn checksums_are_judged() {
     bad[60] ^= 0x80;
     assert_eq!(judge(&bad), (TCPCS, 0x20));
     assert_eq!(judge(&frame(MAC, 60)), (IXSM, 0));
+    let mut snap = ipv4_frame(6, &[9; 100]);
+    snap.splice(12..12, [0, 150, 0xaa, 0xaa, 3, 0, 0, 0]);
+    assert_eq!(judge(&snap), (IPCS | TCPCS, 0));
     let mut unsummed = ipv4_frame(17, &[1; 50]);
     unsummed[40..42].fill(0);
     assert_eq!(judge(&unsummed), (IPCS, 0), "UDP without a checksum");
@@ -213,11 +216,18 @@ fn checksums_are_judged() {
 }
 
 #[test]
-fn the_packet_checksum_begins_at_pcss() {
+fn the_packet_checksum_covers_what_is_stored_from_pcss_on() {
     let mut driver = Driver::receiving(8, 0);
     driver.write(0x5000, 14);
-    let frame = frame(MAC, 101);
+    let mut frame = frame(MAC, 101);
     driver.arrive(&frame);
+    driver.set(RCTL, SECRC);
+    driver.arrive(&frame);
+    assert_eq!(
+        driver.received(1).checksum,
+        !internet_checksum(&frame[14..])
+    );
+    frame.extend(fcs(&frame));
     assert_eq!(
         driver.received(0).checksum,
         !internet_checksum(&frame[14..])

@@ -315,7 +315,10 @@ fn the_io_window_reaches_registers() {
         0xdead_beef,
         "narrow writes are ignored"
     );
-    driver.guest.write32(1, 0, 0x8_0000);
+    driver.guest.write(1, 0, &[0, 0]);
+    assert_eq!(driver.guest.read32(1, 0), 0x0028);
+    driver.guest.write32(1, 0, 0xfff8_0000);
+    assert_eq!(driver.guest.read32(1, 0), 0x0008_0000);
     driver.guest.write32(1, 4, 1);
     assert_eq!(driver.guest.read32(1, 4), 0, "no Flash");
     assert_eq!(driver.guest.read32(1, 0x20), 0);
