@@ -1,6 +1,6 @@
 //! The catalogue of device models.
 //!
-//! A model is its folder, its line in [`CATALOGUE`], and its tests. Models know `pci` and their backends; they know no
+//! A model is its folder, its line in the catalogue, and its tests. Models know `pci` and their backends; they know no
 //! socket and no other model.
 
 pub mod e1000;

@@ -91,31 +91,15 @@ impl Controller {
         controller
     }
 
-    /// Software reset and all that does more: registers go back, except those that `keep` is true for.
-    fn initialize(&mut self, keep: impl Fn(u32) -> bool) {
-        let Self {
-            regs,
-            io_address: _,
-            eeprom: _,
-            phy: _,
-            tx,
-            rx,
-            backend: _,
-            interest: _,
-            past: _,
-        } = self;
-        regs.reset(keep);
-        tx.reset();
-        rx.reset();
-        self.load_eeprom();
-        self.update_status();
-    }
-
     /// CTRL.RST, section 13.4.1: the PHY, the EEPROM and configuration space stay, and so does PBA, whose new value takes
     /// effect by this reset.
     fn reset_by_software(&mut self, bus: &mut Bus<'_>) {
         bus.count_software_reset();
-        self.initialize(|register| register == spec::PBA);
+        self.regs.reset(|register| register == spec::PBA);
+        self.tx.reset();
+        self.rx.reset();
+        self.load_eeprom();
+        self.update_status();
         interrupt::update(&self.regs, bus);
     }
 
@@ -333,10 +317,25 @@ impl pci::Device for Controller {
     }
 
     fn reset(&mut self, _bus: &mut Bus<'_>) {
-        self.io_address = 0;
-        self.eeprom.power_on();
-        self.phy.reset();
-        self.initialize(|_| false);
+        let Self {
+            regs,
+            io_address,
+            eeprom,
+            phy,
+            tx,
+            rx,
+            backend: _,
+            interest: _,
+            past: _,
+        } = self;
+        regs.reset(|_| false);
+        *io_address = 0;
+        eeprom.power_on();
+        phy.reset();
+        tx.reset();
+        rx.reset();
+        self.load_eeprom();
+        self.update_status();
         self.settle();
     }
 
