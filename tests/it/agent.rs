@@ -794,6 +794,55 @@ async fn lists_come_in_pages_ordered_by_name() {
 }
 
 #[tokio::test]
+async fn the_largest_of_requests_have_answers_that_callers_can_take() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let long = "x".repeat(500);
+    let fields = (0..100).map(|it| (format!("{it}{long}"), json!({})));
+    let error = refused(&mut devices, e1000("nic0", fields.collect())).await;
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().len() + error.details().len() < 8000);
+
+    for index in 0..50 {
+        let mut request = nic(&format!("nic{index:02}"));
+        let annotations = &mut request.device.as_mut().unwrap().annotations;
+        annotations.insert("large".to_owned(), "x".repeat(64_000));
+        create(&mut devices, request).await;
+    }
+    let mut request = ListDevicesRequest::default();
+    let mut names = Vec::new();
+    loop {
+        let page = devices.list_devices(request.clone()).await;
+        let page = page.unwrap().into_inner();
+        names.extend(page.devices.into_iter().map(|it| it.name));
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    let all: Vec<_> = (0..50).map(|it| format!("devices/nic{it:02}")).collect();
+    assert_eq!(names, all);
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_wait_gets_the_device_by_its_request_id() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let mut request = nic("nic0");
+    request.request_id = "8f14e45f-ceea-467f-a0e6-0b1f2a3c4d5e".to_owned();
+    let mut hasty = Request::new(request.clone());
+    hasty.set_timeout(Duration::from_micros(1));
+    let gone = devices.create_device(hasty).await.unwrap_err();
+    assert!(
+        matches!(gone.code(), Code::Cancelled | Code::DeadlineExceeded),
+        "{gone}"
+    );
+    let device = create(&mut devices, request).await;
+    assert_eq!(state(&device), State::Ready);
+    assert_eq!(host.processes(), [pid(&device)]);
+}
+
+#[tokio::test]
 async fn what_is_not_served_says_so_and_what_to_do() {
     let host = Host::start().await;
     let mut devices = host.devices().await;
