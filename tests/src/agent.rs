@@ -178,8 +178,15 @@ impl Drop for Agent {
             eprintln!("{error:#}");
         }
         // Devices outlive their agent by design, but not the fixture.
-        for pid in self.device_processes().unwrap_or_default() {
-            terminate(pid, Signal::SIGKILL);
+        let gone = command::wait_to_the_end("the end of its devices", STOP_LIMIT, || {
+            let devices = self.device_processes()?;
+            for pid in &devices {
+                terminate(*pid, Signal::SIGKILL);
+            }
+            Ok(devices.is_empty().then_some(()))
+        });
+        if let Err(error) = gone {
+            eprintln!("{error:#}");
         }
     }
 }

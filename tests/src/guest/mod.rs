@@ -265,6 +265,9 @@ impl Guest {
 
     /// The error together with what else is known about the guest.
     fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if command::check_interrupted().is_err() {
+            return error;
+        }
         let state = match self.child.try_wait() {
             Ok(Some(status)) => format!("QEMU has ended: {status}"),
             _ => "QEMU runs".to_owned(),

@@ -1,14 +1,16 @@
 //! The virtual machine that tests use: a QEMU with the device `vfio-user-pci`, a Linux kernel, an initramfs.
 //!
 //! The host's QEMU is taken if it is new enough; otherwise one comes from Debian's backports, unpacked in the cache and
-//! started by its own dynamic loader, so that sockets and files keep the host's paths. The kernel is Debian's; the
+//! run by its own dynamic loader, so that sockets and files keep the host's paths. The kernel is Debian's; the
 //! initramfs is a static busybox, ethtool, the drivers, and `init.sh`.
 
 mod apt;
 mod cpio;
+mod elf;
 mod modules;
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +22,7 @@ use crate::cache::{self, Cache};
 use crate::command;
 
 /// Change it when the code below makes something else of the same ingredients.
-const RECIPE: &[u8] = b"1";
+const RECIPE: &[u8] = b"2";
 const INIT: &[u8] = include_bytes!("init.sh");
 const MODULES: &[&str] = &["e1000"];
 const PACKAGES: &[&str] = &["linux-image-amd64/trixie", "busybox-static", "ethtool"];
@@ -28,7 +30,7 @@ const PACKAGES: &[&str] = &["linux-image-amd64/trixie", "busybox-static", "ethto
 const FILES: &[(&str, &str)] = &[
     ("usr/bin/busybox", "bin/busybox"),
     ("usr/sbin/ethtool", "bin/ethtool"),
-    ("usr/lib64/ld-linux-x86-64.so.2", "lib/ld-linux-x86-64.so.2"),
+    (LOADER, "lib/ld-linux-x86-64.so.2"),
     ("usr/lib/x86_64-linux-gnu/libc.so.6", "lib/libc.so.6"),
     ("usr/lib/x86_64-linux-gnu/libm.so.6", "lib/libm.so.6"),
     ("usr/lib/x86_64-linux-gnu/libmnl.so.0", "lib/libmnl.so.0"),
@@ -39,12 +41,13 @@ const QEMU: &str = "qemu-system-x86_64";
 /// The first QEMU whose `vfio-user-pci` is whole.
 const QEMU_VERSION: [u32; 3] = [10, 1, 1];
 
-/// Starts QEMU under the root beside it. `exec`, so that the process that was started is QEMU.
+/// Starts QEMU with the libraries and data of the root beside it. `exec`, so that the process that was started is QEMU.
 const WRAPPER: &str = r#"#!/bin/sh
 root=$(dirname "$0")/root
-exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \
-    "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu" \
+    exec "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
 "#;
+const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 
 /// Where the parts of the virtual machine are.
 #[derive(Debug, Clone)]
@@ -94,6 +97,7 @@ struct Plan {
 
 impl Plan {
     fn new() -> Result<Self> {
+        let cache = Cache::open()?;
         let host_qemu = command::find(QEMU).filter(|qemu| serves(qemu));
         let mut packages = PACKAGES.to_vec();
         if host_qemu.is_none() {
@@ -104,6 +108,8 @@ impl Plan {
             apt::RELEASE.as_bytes(),
             apt::BACKPORTS.as_bytes(),
             WRAPPER.as_bytes(),
+            // QEMU's loader is named by its whole path.
+            cache.dir().as_os_str().as_bytes(),
         ];
         let named =
             |names: &[&'static str]| names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>();
@@ -118,7 +124,7 @@ impl Plan {
                 .chain(files),
         );
         Ok(Self {
-            cache: Cache::open()?,
+            cache,
             host_qemu,
             packages,
             system_name: format!("system-{system_key}"),
@@ -145,18 +151,45 @@ impl Plan {
         let work = self.cache.dir().join(format!("apt-{}", self.system_name));
         let root = folder.join("root");
         apt::unpack(&self.packages, &work, &root)?;
-        let wrapper = folder.join(QEMU);
-        fs::write(&wrapper, WRAPPER)?;
-        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
         if self.host_qemu.is_none() {
-            let version = command::run(Command::new(&wrapper).arg("--version"))?;
-            eprintln!("setup: {}", version.lines().next().unwrap_or_default());
+            self.build_qemu(folder, &root)?;
         }
         fs::remove_dir_all(&work)?;
         eprintln!(
             "setup: unpacked in {:.1} s",
             started.elapsed().as_secs_f64()
         );
+        Ok(())
+    }
+
+    /// QEMU with a loader of its own, at the path where it will be, and the script that starts it.
+    fn build_qemu(&self, folder: &Path, root: &Path) -> Result<()> {
+        let version = command::run(
+            Command::new(root.join(LOADER))
+                .arg("--library-path")
+                .arg(root.join("usr/lib/x86_64-linux-gnu"))
+                .arg(root.join("usr/bin").join(QEMU))
+                .arg("--version"),
+        )?;
+        eprintln!("setup: {}", version.lines().next().unwrap_or_default());
+
+        let path = root.join("usr/bin").join(QEMU);
+        let mut program = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let loader = self
+            .cache
+            .dir()
+            .join(&self.system_name)
+            .join("root")
+            .join(LOADER);
+        let loader = loader
+            .to_str()
+            .context("the cache folder's name is not UTF-8")?;
+        elf::set_interpreter(&mut program, loader).context("give QEMU its loader")?;
+        fs::write(&path, program)?;
+
+        let wrapper = folder.join(QEMU);
+        fs::write(&wrapper, WRAPPER)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
         Ok(())
     }
 
