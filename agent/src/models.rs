@@ -214,16 +214,16 @@ impl Models {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
+    /// Another process writes it: a file that a fork of this one still has open for writing can't be
+    /// run.
     fn write_program(path: &Path, body: &str) {
-        // Renamed into place: a file that is open for writing can't be run.
-        let hidden = path.with_extension("new");
-        std::fs::write(&hidden, format!("#!/bin/sh\n{body}\n")).unwrap();
-        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::fs::rename(hidden, path).unwrap();
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""#;
+        let status = std::process::Command::new("/bin/sh")
+            .args(["-c", write, path.to_str().unwrap(), body])
+            .status();
+        assert!(status.unwrap().success());
     }
 
     fn answer(names: &[&str]) -> String {
