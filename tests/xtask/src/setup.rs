@@ -26,10 +26,13 @@ fn program(name: &str, package: &str) -> Result<()> {
         );
     }
     eprintln!("setup: installing {package}");
+    // A machine that has just started may be installing updates by itself.
+    let patience = ["-o", "DPkg::Lock::Timeout=300"];
     let apt = |args: &[&str]| {
         run_command(
             Command::new("apt-get")
                 .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(patience)
                 .args(args),
         )
     };
