@@ -151,6 +151,8 @@ fn two_devices_in_one_guest() -> Result<()> {
     first.transfer_both_ways(&mut guest, 1)?;
     second.transfer_both_ways(&mut guest, 1)?;
     guest.quit()?;
+    wait_state(&agent, "nic0", "READY")?;
+    wait_state(&agent, "nic1", "READY")?;
     agent.ctl_ok("delete nic0 nic1")?;
     nothing_is_left(&agent, "nic0")?;
     agent.stop()
@@ -175,6 +177,7 @@ fn frames_of_every_length_pass_a_guest_byte_by_byte() -> Result<()> {
             .with_context(|| format!("a frame of {length} bytes"))?;
     }
     guest.quit()?;
+    wait_state(&agent, "nic0", "READY")?;
     agent.ctl_ok("delete nic0")?;
     nothing_is_left(&agent, "nic0")?;
     agent.stop()
