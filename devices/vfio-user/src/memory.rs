@@ -6,10 +6,25 @@
 //!
 //! A map without a descriptor (QEMU sends such for ROM) is recorded, and reaching into it is an error.
 
-use std::{cell::Cell, fs::File, os::fd::OwnedFd};
+#![expect(unsafe_code, reason = "guest memory is mmapped, and unmapped again")]
 
-use nix::{errno::Errno, libc};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, mmap::MmapRegionBuilder};
+use std::{
+    cell::Cell,
+    num::NonZeroUsize,
+    os::fd::OwnedFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        mman::{MapFlags, ProtFlags, mmap, munmap},
+        stat::{SFlag, fstat},
+    },
+};
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 /// What the guest's memory map says about one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,9 +53,11 @@ pub struct Access {
 }
 
 impl Access {
-    fn prot(self) -> i32 {
-        (if self.read { libc::PROT_READ } else { 0 })
-            | (if self.write { libc::PROT_WRITE } else { 0 })
+    fn prot(self) -> ProtFlags {
+        let mut prot = ProtFlags::PROT_NONE;
+        prot.set(ProtFlags::PROT_READ, self.read);
+        prot.set(ProtFlags::PROT_WRITE, self.write);
+        prot
     }
 }
 
@@ -59,7 +76,7 @@ struct Map {
     last: u64,
     access: Access,
     /// `None`: the client gave no descriptor.
-    region: Option<MmapRegion>,
+    mapping: Option<Mapping>,
 }
 
 impl Map {
@@ -99,8 +116,8 @@ impl Memory {
         if self.maps.get(at).is_some_and(|next| next.start <= last) {
             return Err(Errno::EEXIST);
         }
-        let region = file
-            .map(|(fd, offset)| mmap(fd, offset, size_bytes, access))
+        let mapping = file
+            .map(|(fd, offset)| Mapping::new(&fd, offset, size_bytes, access))
             .transpose()?;
         self.maps.insert(
             at,
@@ -108,7 +125,7 @@ impl Memory {
                 start: iova,
                 last,
                 access,
-                region,
+                mapping,
             },
         );
         Ok(())
@@ -157,53 +174,57 @@ impl Memory {
         let mut rest = data;
         let mut at = iova;
         while !rest.is_empty() {
-            let (region, offset, len) = self.piece(at, rest.len(), |access| access.read)?;
-            let (now, later) = rest.split_at_mut(len);
-            let slice = region
-                .get_slice(offset, len)
-                .map_err(|_| AccessError::Unmapped { iova: at })?;
+            let slice = self.piece(at, rest.len(), |access| access.read)?;
+            let (now, later) = rest.split_at_mut(slice.len());
             slice.copy_to(now);
             rest = later;
-            at = at.wrapping_add(len as u64);
+            at = at.wrapping_add(slice.len() as u64);
         }
+        // What is read next was written before this, if this says so: data before the descriptor that points to it.
+        fence(Ordering::Acquire);
         Ok(())
     }
 
-    /// Copies `data` to guest memory at `iova`; the range may span adjacent maps.
+    /// Copies `data` to guest memory at `iova`; the range may span adjacent maps. Two, four or eight bytes at an address
+    /// that is a multiple of their number are written at once.
     ///
     /// # Errors
     /// [`AccessError`]; some of `data` may have been written.
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), AccessError> {
+        // A guest that sees this also sees what was written before: data before the status of its descriptor.
+        fence(Ordering::Release);
         let mut rest = data;
         let mut at = iova;
         while !rest.is_empty() {
-            let (region, offset, len) = self.piece(at, rest.len(), |access| access.write)?;
-            let (now, later) = rest.split_at(len);
-            let slice = region
-                .get_slice(offset, len)
-                .map_err(|_| AccessError::Unmapped { iova: at })?;
-            slice.copy_from(now);
+            let slice = self.piece(at, rest.len(), |access| access.write)?;
+            let (now, later) = rest.split_at(slice.len());
+            if !store_at_once(&slice, now) {
+                slice.copy_from(now);
+            }
             rest = later;
-            at = at.wrapping_add(len as u64);
+            at = at.wrapping_add(slice.len() as u64);
         }
         Ok(())
     }
 
-    /// The mapping that holds `iova`, the offset in it, and how many of `len` bytes it has.
+    /// As many of `len` bytes from `iova` on as one mapping has: at least one.
     fn piece(
         &self,
         iova: u64,
         len: usize,
         allows: impl Fn(Access) -> bool,
-    ) -> Result<(&MmapRegion, usize, usize), AccessError> {
+    ) -> Result<VolatileSlice<'_>, AccessError> {
         let map = self.find(iova).ok_or(AccessError::Unmapped { iova })?;
-        let region = match &map.region {
-            Some(region) if allows(map.access) => region,
+        let region = match &map.mapping {
+            Some(mapping) if allows(map.access) => &mapping.0,
             _ => return Err(AccessError::Denied { iova }),
         };
-        // Both fit: the region was mmapped with this size.
+        // It fits: the region was mmapped with the map's size.
         let offset = (iova - map.start) as usize;
-        Ok((region, offset, len.min(region.size() - offset)))
+        let len = len.min(region.size() - offset);
+        region
+            .get_slice(offset, len)
+            .map_err(|_| AccessError::Unmapped { iova })
     }
 
     fn find(&self, iova: u64) -> Option<&Map> {
@@ -218,37 +239,71 @@ impl Memory {
     }
 }
 
-fn mmap(
-    fd: OwnedFd,
-    offset_bytes: u64,
-    size_bytes: u64,
-    access: Access,
-) -> Result<MmapRegion, Errno> {
-    let size = usize::try_from(size_bytes).map_err(|_| Errno::EINVAL)?;
-    let end = offset_bytes.checked_add(size_bytes).ok_or(Errno::EINVAL)?;
-    let file = File::from(fd);
-    let metadata = file.metadata().map_err(errno)?;
-    // Only a file whose size is known can be checked; a pipe, a socket or a device can't be guest memory.
-    if !metadata.is_file() || end > metadata.len() {
-        return Err(Errno::EINVAL);
+/// Part of a file in our address space. The file's descriptor is not kept: a client may send more maps than a process
+/// may have files open.
+#[derive(Debug)]
+struct Mapping(MmapRegion);
+
+impl Mapping {
+    fn new(
+        file: &OwnedFd,
+        offset_bytes: u64,
+        size_bytes: u64,
+        access: Access,
+    ) -> Result<Self, Errno> {
+        let size = usize::try_from(size_bytes).ok().and_then(NonZeroUsize::new);
+        let size = size.ok_or(Errno::EINVAL)?;
+        let offset = libc::off_t::try_from(offset_bytes).map_err(|_| Errno::EINVAL)?;
+        let end = offset_bytes.checked_add(size_bytes).ok_or(Errno::EINVAL)?;
+        let stat = fstat(file)?;
+        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        // Only a file whose size is known can be checked; a pipe, a socket or a device can't be guest memory.
+        if kind != SFlag::S_IFREG || !u64::try_from(stat.st_size).is_ok_and(|len| end <= len) {
+            return Err(Errno::EINVAL);
+        }
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping where the kernel has room for it, which nothing else knows.
+        let start = unsafe { mmap(None, size, access.prot(), flags, file, offset) }?;
+        let (prot, flags) = (access.prot().bits(), flags.bits());
+        // SAFETY: that mapping, with its size; it stays until the region has gone, in `drop`.
+        let region =
+            unsafe { MmapRegion::build_raw(start.as_ptr().cast(), size.get(), prot, flags) };
+        Ok(Self(region.expect("the kernel maps at page boundaries")))
     }
-    MmapRegionBuilder::new(size)
-        .with_file_offset(FileOffset::new(file, offset_bytes))
-        .with_mmap_prot(access.prot())
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        .build()
-        .map_err(|error| match error {
-            vm_memory::mmap::MmapRegionError::Mmap(source) => errno(source),
-            _ => Errno::EINVAL,
-        })
 }
 
-fn errno(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(start) = NonNull::new(self.0.as_ptr()) {
+            // SAFETY: the mapping that `new` made. Slices of it borrow from `self`, so that there are none any more.
+            let unmapped = unsafe { munmap(start.cast(), self.0.size()) };
+            unmapped.expect("what was mapped can be unmapped");
+        }
+    }
+}
+
+/// Stores an aligned word so that nobody sees half of it. Returns whether it was one.
+fn store_at_once(slice: &VolatileSlice<'_>, data: &[u8]) -> bool {
+    let relaxed = Ordering::Relaxed;
+    match *data {
+        [a, b] => slice
+            .get_atomic_ref::<AtomicU16>(0)
+            .map(|word| word.store(u16::from_ne_bytes([a, b]), relaxed)),
+        [a, b, c, d] => slice
+            .get_atomic_ref::<AtomicU32>(0)
+            .map(|word| word.store(u32::from_ne_bytes([a, b, c, d]), relaxed)),
+        [a, b, c, d, e, f, g, h] => slice
+            .get_atomic_ref::<AtomicU64>(0)
+            .map(|word| word.store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), relaxed)),
+        _ => return false,
+    }
+    .is_ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
     use super::*;
 
     const RW: Access = Access {
@@ -378,6 +433,35 @@ mod tests {
             Err(Errno::EEXIST)
         );
         assert_eq!(memory.map_count(), 1);
+    }
+
+    #[test]
+    fn words_are_written_whatever_their_alignment() {
+        let mut memory = Memory::default();
+        memory.map(0, PAGE, RW, Some((file(1), 0))).unwrap();
+        for len in [1, 2, 3, 4, 7, 8, 9] {
+            for at in 0..16 {
+                let data: Vec<u8> = (0..len).map(|i| (i + at + 1) as u8).collect();
+                memory.write(at, &data).unwrap();
+                let mut back = vec![0; len as usize];
+                memory.read(at, &mut back).unwrap();
+                assert_eq!(back, data, "{len} bytes at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn maps_hold_no_descriptors() {
+        let mut memory = Memory::default();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(1024), hard).unwrap();
+        let file = file(1);
+        for iova in (0..2000).map(|index| index * PAGE) {
+            let fd = file.try_clone().unwrap();
+            memory.map(iova, PAGE, RW, Some((fd, 0))).unwrap();
+        }
+        memory.write(1999 * PAGE, b"x").unwrap();
+        assert_eq!(memory.unmap(0, 2000 * PAGE), Ok(2000 * PAGE));
     }
 
     #[test]

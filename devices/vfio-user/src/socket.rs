@@ -6,23 +6,24 @@
 
 #![expect(
     unsafe_code,
-    reason = "file descriptors that arrive are plain numbers until somebody owns them"
+    reason = "recvmsg by hand: nix drops the descriptors of a message that was cut, and they would stay open"
 )]
 
 use std::{
     collections::VecDeque,
-    io::IoSliceMut,
+    mem,
     ops::Range,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
+    ptr,
 };
 
 use nix::{
-    cmsg_space,
     errno::Errno,
-    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send},
+    libc,
+    sys::socket::{MsgFlags, send},
 };
 use zerocopy::FromBytes;
 
@@ -32,6 +33,11 @@ use crate::message::Header;
 const FDS_PER_PACKET: usize = 253;
 /// A client that lets more descriptors than this wait for the rest of their message is cut off.
 const MAX_WAITING_FDS: usize = 2 * FDS_PER_PACKET;
+
+// SAFETY: a calculation with a constant.
+const CONTROL_WORDS: usize =
+    unsafe { libc::CMSG_SPACE((FDS_PER_PACKET * size_of::<RawFd>()) as u32) } as usize
+        / size_of::<u64>();
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +58,8 @@ pub(crate) struct Inbox {
     buffer: Box<[u8]>,
     /// The unprocessed part of `buffer`.
     filled: Range<usize>,
-    control: Vec<u8>,
+    /// Room for control messages, aligned as their headers have to be.
+    control: [u64; CONTROL_WORDS],
     /// Descriptors, each with the index in `buffer` of the last byte that came with it.
     fds: VecDeque<(usize, OwnedFd)>,
 }
@@ -70,7 +77,7 @@ impl Inbox {
         Self {
             buffer: vec![0; max_message_bytes].into_boxed_slice(),
             filled: 0..0,
-            control: cmsg_space!([RawFd; FDS_PER_PACKET]),
+            control: [0; CONTROL_WORDS],
             fds: VecDeque::new(),
         }
     }
@@ -83,40 +90,29 @@ impl Inbox {
             // Whole messages are waiting for the client to take its replies.
             return Ok(());
         }
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let mut iov = [IoSliceMut::new(room)];
-        let message =
-            match recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut self.control), flags) {
-                Ok(message) => message,
-                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
-                Err(Errno::ECONNRESET) => return Err(Closed::ByClient),
-                Err(error) => return Err(Closed::Failed(error)),
-            };
-        let last = (self.filled.end + message.bytes).wrapping_sub(1);
-        for control in message.cmsgs().map_err(Closed::Failed)? {
-            let ControlMessageOwned::ScmRights(fds) = control else {
-                continue;
-            };
-            // SAFETY: the kernel has just made these descriptors for this process, and nothing else knows them.
-            self.fds.extend(
-                fds.into_iter()
-                    .map(|fd| (last, unsafe { OwnedFd::from_raw_fd(fd) })),
-            );
-        }
-        if message.bytes == 0 {
+        let mut fds = Vec::new();
+        let (count, flags) = match receive_message(stream, room, &mut self.control, &mut fds) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            Err(Errno::ECONNRESET) => return Err(Closed::ByClient),
+            Err(error) => return Err(Closed::Failed(error)),
+        };
+        if count == 0 {
             return Err(Closed::ByClient);
         }
-        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        if flags & libc::MSG_CTRUNC != 0 {
             return Err(Closed::Protocol(
                 "file descriptors were lost: this process may open no more",
             ));
         }
+        self.filled.end += count;
+        let last = self.filled.end - 1;
+        self.fds.extend(fds.into_iter().map(|fd| (last, fd)));
         if self.fds.len() > MAX_WAITING_FDS {
             return Err(Closed::Protocol(
                 "too many file descriptors wait for the rest of their message",
             ));
         }
-        self.filled.end += message.bytes;
         Ok(())
     }
 
@@ -189,7 +185,12 @@ impl Outbox {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(stream.as_raw_fd(), &self.bytes[self.sent..], flags) {
                 Ok(sent) => self.sent += sent,
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => {
+                    // What is sent makes room, or a client that reads slowly lets this grow for ever.
+                    self.bytes.drain(..self.sent);
+                    self.sent = 0;
+                    return Ok(());
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(Closed::ByClient),
                 Err(error) => return Err(Closed::Failed(error)),
@@ -199,6 +200,56 @@ impl Outbox {
         self.sent = 0;
         Ok(())
     }
+}
+
+/// One recvmsg that does not wait: how many bytes came, the flags, and the descriptors in `fds`, also when there were
+/// more than fitted or than this process may have.
+fn receive_message(
+    stream: &UnixStream,
+    room: &mut [u8],
+    control: &mut [u64],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<(usize, i32), Errno> {
+    let mut iov = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len(),
+    };
+    // SAFETY: a msghdr is integers and pointers, for which zero is a value.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(control);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header points to `room` and `control`, with their sizes, and both outlive the call.
+    let received = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, flags) };
+    let count = Errno::result(received)?.cast_unsigned();
+    // SAFETY: the kernel filled in the header; what these return lies in `control`, or is null.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: not null, so it is a whole header in `control`, which is aligned for it.
+        let libc::cmsghdr {
+            cmsg_len,
+            cmsg_level,
+            cmsg_type,
+            ..
+        } = unsafe { *header };
+        if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: a calculation.
+            let bytes = cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize;
+            // SAFETY: as above.
+            let data = unsafe { libc::CMSG_DATA(header) };
+            for index in 0..bytes / size_of::<RawFd>() {
+                // SAFETY: the kernel says that so many descriptors follow the header.
+                let fd = unsafe { ptr::read_unaligned(data.cast::<RawFd>().add(index)) };
+                // SAFETY: the kernel has just opened it for this process, and nothing else knows it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        // SAFETY: as for the first one.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    Ok((count, message.msg_flags))
 }
 
 #[cfg(test)]
@@ -298,6 +349,43 @@ mod tests {
                 "{size_bytes}"
             );
         }
+    }
+
+    #[test]
+    fn descriptors_of_a_message_that_was_cut_are_closed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (pipe, held) = nix::unistd::pipe().unwrap();
+        let rights = [held.as_raw_fd(); FDS_PER_PACKET];
+        let rights = [ControlMessage::ScmRights(&rights)];
+        let iov = [IoSlice::new(b"x")];
+        sendmsg::<()>(theirs.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
+        drop(held);
+        // Room for a third of them: the kernel opens these and cuts the rest, as at the limit of open files.
+        let mut control = [0; CONTROL_WORDS / 3];
+        let mut fds = Vec::new();
+        let (count, flags) = receive_message(&ours, &mut [0; 16], &mut control, &mut fds).unwrap();
+        assert_eq!((count, flags & libc::MSG_CTRUNC), (1, libc::MSG_CTRUNC));
+        assert!(!fds.is_empty() && fds.len() < FDS_PER_PACKET);
+        drop(fds);
+        // The pipe has no writer any more: none of the descriptors is left open.
+        nix::unistd::write(&theirs, b"end").unwrap();
+        assert_eq!(nix::unistd::read(&pipe, &mut [0; 1]), Ok(0));
+    }
+
+    #[test]
+    fn an_outbox_that_is_never_empty_does_not_grow() {
+        use std::io::Read;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut outbox = Outbox::default();
+        let mut chunk = [0; 4096];
+        for _ in 0..5000 {
+            outbox.buffer().extend_from_slice(&[7; 4096]);
+            outbox.flush(&ours).unwrap();
+            if outbox.len() > 32 << 10 {
+                theirs.read_exact(&mut chunk).unwrap();
+            }
+        }
+        assert!(outbox.len() > 0 && outbox.bytes.len() < 1 << 20);
     }
 
     #[test]
