@@ -8,9 +8,13 @@
 //!   quiet ---------------> signalled, masked -------> level still up? signalled, masked : quiet
 //! ```
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use nix::{errno::Errno, unistd};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd,
+};
 
 /// What the device offers under one IRQ index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,14 +50,22 @@ impl Irq {
         else {
             return;
         };
-        // EAGAIN means that the counter is full: the client has been told often enough. Any other error means that the
-        // client passed something that is not an eventfd, which is its own loss.
-        let _ = unistd::write(eventfd, &1u64.to_ne_bytes());
+        signal(eventfd);
         if self.level {
             self.masked = true;
         } else {
             self.pending = false;
         }
+    }
+}
+
+/// Adds one to the counter. One that is full has told the client often enough. It is looked at before: the eventfd is the
+/// client's as well, who may have made it block since.
+fn signal(eventfd: &OwnedFd) {
+    let mut fds = [PollFd::new(eventfd.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        // An error means that the client passed something that can't be signalled, which is its own loss.
+        let _ = unistd::write(eventfd, &1u64.to_ne_bytes());
     }
 }
 

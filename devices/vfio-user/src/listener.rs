@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{FileTypeExt, MetadataExt},
             net::{UnixListener, UnixStream},
@@ -12,8 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect,
+        getsockname, getsockopt, socket, sockopt,
+    },
 };
 
 /// The longest path of a UNIX socket: `sun_path` less the terminating NUL.
@@ -73,10 +77,8 @@ impl Listener {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 return Err(ListenError::InTheWay(path.to_owned()));
             }
-            Ok(_) if UnixStream::connect(path).is_ok() => {
-                return Err(ListenError::InUse(path.to_owned()));
-            }
-            Ok(_) => fs::remove_file(path).map_err(error)?,
+            Ok(_) if is_stale(path) => fs::remove_file(path).map_err(error)?,
+            Ok(_) => return Err(ListenError::InUse(path.to_owned())),
             Err(_) => {}
         }
         let socket = UnixListener::bind(path).map_err(error)?;
@@ -93,7 +95,7 @@ impl Listener {
     /// # Errors
     /// [`ListenError`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self, ListenError> {
-        let is_unix = getsockname::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(&fd))
+        let is_unix = getsockname::<SockaddrStorage>(fd.as_raw_fd())
             .is_ok_and(|address| address.family() == Some(AddressFamily::Unix));
         let is_listening = getsockopt(&fd, sockopt::AcceptConn) == Ok(true);
         if !is_unix || !is_listening || getsockopt(&fd, sockopt::SockType) != Ok(SockType::Stream) {
@@ -127,6 +129,14 @@ impl Listener {
     }
 }
 
+/// Whether nobody listens on this socket any more. A full backlog, or a socket of another type, has an owner.
+fn is_stale(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|socket| connect(socket.as_raw_fd(), &UnixAddr::new(path)?));
+    connected == Err(Errno::ECONNREFUSED)
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -146,6 +156,8 @@ impl Drop for Listener {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{Backlog, bind, listen};
+
     use super::*;
 
     #[test]
@@ -157,6 +169,12 @@ mod tests {
         assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
         drop(first);
         assert!(!path.exists());
+        let flags = SockFlag::empty();
+        let packets = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        bind(packets.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&packets, Backlog::new(1).unwrap()).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
+        fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();
         assert!(matches!(
             Listener::bind(&path),

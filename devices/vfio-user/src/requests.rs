@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
+    sys::stat::{SFlag, fstat},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -221,7 +222,7 @@ fn set_irqs(lent: &mut Lent, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(), Er
                 return Err(Errno::EINVAL);
             }
             for fd in &fds {
-                make_nonblocking(fd)?;
+                check_eventfd(fd)?;
             }
             irqs.connect(index, start, fds.into_iter().map(Some))
         }
@@ -231,8 +232,11 @@ fn set_irqs(lent: &mut Lent, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(), Er
     }
 }
 
-/// Signalling must never wait for the client.
-fn make_nonblocking(fd: &OwnedFd) -> Result<(), Errno> {
+/// Takes only what signalling need not wait for: an eventfd, which has no file type, and not for one that is full.
+fn check_eventfd(fd: &OwnedFd) -> Result<(), Errno> {
+    if fstat(fd)?.st_mode & SFlag::S_IFMT.bits() != 0 {
+        return Err(Errno::EINVAL);
+    }
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(|_| ())
 }

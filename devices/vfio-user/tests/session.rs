@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{IoSlice, Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         eventfd::{EfdFlags, EventFd},
         socket::{ControlMessage, MsgFlags, sendmsg},
@@ -347,7 +348,7 @@ fn unknown_commands_are_refused_and_the_session_goes_on() {
 fn interrupts_follow_the_masking_rules() {
     let mut client = Client::negotiated();
     let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-    let fds = [std::os::fd::AsFd::as_fd(&eventfd).as_raw_fd()];
+    let fds = [eventfd.as_fd().as_raw_fd()];
     let trigger = words(&[20, 0x24, 0, 0, 1]);
     assert_eq!(client.call_with(8, &trigger, &fds).error, 0);
     client.call(10, &[&access(0, 0, 1)[..], &[1]].concat());
@@ -403,13 +404,29 @@ fn an_eventfd_that_is_full_blocks_nobody() {
     let mut client = Client::negotiated();
     let eventfd = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
     eventfd.write(u64::MAX - 1).unwrap();
-    client.call_with(
-        8,
-        &words(&[20, 0x24, 0, 0, 1]),
-        &[std::os::fd::AsFd::as_fd(&eventfd).as_raw_fd()],
+    let fds = [eventfd.as_fd().as_raw_fd()];
+    assert_eq!(
+        client
+            .call_with(8, &words(&[20, 0x24, 0, 0, 1]), &fds)
+            .error,
+        0
     );
+    // The client shares the file description, and makes it block again.
+    fcntl(&eventfd, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     client.call(10, &[&access(0, 0, 1)[..], &[1]].concat());
     assert_eq!(eventfd.read(), Ok(u64::MAX - 1));
+}
+
+#[test]
+fn only_eventfds_are_taken_for_interrupts() {
+    let mut client = Client::negotiated();
+    let (_read_end, write_end) = nix::unistd::pipe().unwrap();
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    for fd in [write_end.as_raw_fd(), socket.as_raw_fd(), file.as_raw_fd()] {
+        let reply = client.call_with(8, &words(&[20, 0x24, 0, 0, 1]), &[fd]);
+        assert_eq!(reply.error, Errno::EINVAL as u32);
+    }
 }
 
 #[test]
