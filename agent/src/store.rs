@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
+use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nix::fcntl::{Flock, FlockArg};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +112,15 @@ pub enum Error {
         #[source]
         source: Box<redb::Error>,
     },
+    /// An empty file can't be made.
+    #[error("make {}", path.display())]
+    Initialize {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<redb::Error>,
+    },
     /// A newer agent wrote it.
     #[error(
         "{} has schema {found} and this agent knows up to {SCHEMA_VERSION}: run the newer agent \
@@ -142,6 +153,33 @@ impl<E: Into<redb::Error>> From<E> for Error {
     }
 }
 
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Makes an empty file where there is none. Under another name first: a file that was not finished when the agent was
+/// killed could not be opened any more.
+fn initialize(directory: &Path, path: &Path) -> Result<(), redb::Error> {
+    let directory = File::open(directory)?;
+    // One agent at a time; the lock ends with this function, and when it is taken the other has finished.
+    let directory = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| std::io::Error::from(errno))?;
+    if path.exists() {
+        return Ok(());
+    }
+    let unfinished = path.with_extension("redb.new");
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    drop(builder().create(&unfinished)?);
+    std::fs::rename(&unfinished, path)?;
+    directory.sync_all()?;
+    Ok(())
+}
+
 /// The records. Clones are the same store.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
@@ -161,16 +199,17 @@ impl Store {
                 source,
             })?;
         let path = directory.join("agent.redb");
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create(&path)
-            .map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.clone() },
-                error => Error::Open {
-                    path: path.clone(),
-                    source: Box::new(error.into()),
-                },
-            })?;
+        initialize(directory, &path).map_err(|source| Error::Initialize {
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        let database = builder().open(&path).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.clone() },
+            error => Error::Open {
+                path: path.clone(),
+                source: Box::new(error.into()),
+            },
+        })?;
 
         let transaction = database.begin_write()?;
         {
@@ -263,6 +302,18 @@ pub(crate) mod tests {
             generated_id: false,
             traceparent: None,
         }
+    }
+
+    #[test]
+    fn a_file_that_was_not_finished_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("agent.redb.new"), [0; 100]).unwrap();
+        Store::open(directory.path()).unwrap();
+        let names: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["agent.redb"]);
     }
 
     #[tokio::test]
