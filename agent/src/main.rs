@@ -65,7 +65,9 @@ fn init_logs(format: LogFormat) -> anyhow::Result<()> {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("VFU_LOG={text}"))?,
         Err(_) => EnvFilter::new("info"),
     };
+    // A line that can't be written is lost: telling of that on standard error, which it may be about, would panic.
     let logs = tracing_subscriber::fmt()
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{IoSlice, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
@@ -17,8 +17,9 @@ use std::{
 use nix::sys::{
     eventfd::{EfdFlags, EventFd},
     memfd::{MFdFlags, memfd_create},
+    socket::{ControlMessage, MsgFlags, sendmsg},
 };
-use tests::{Device, agent::programs};
+use tests::{Device, agent::programs, command};
 use vfio_user::Client;
 
 const BAR0: u32 = 0;
@@ -142,6 +143,10 @@ fn descriptor(address: u64, rest: u64) -> [u8; 16] {
 
 /// An e1000 and the peer at the other end of its `stream` backend.
 fn e1000_with_peer() -> (Device, UnixStream) {
+    e1000_with_peer_under(&["env"])
+}
+
+fn e1000_with_peer_under(wrapper: &[&str]) -> (Device, UnixStream) {
     let dir = Device::dir().unwrap();
     let path = dir.path().join("peer.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -149,7 +154,7 @@ fn e1000_with_peer() -> (Device, UnixStream) {
         r#"{{"mac":"52:54:00:12:34:56","net":{{"stream":{{"path":"{}","mode":"connect"}}}}}}"#,
         path.display()
     );
-    let device = Device::start(dir, "e1000", &config).unwrap();
+    let device = Device::start_under(wrapper, dir, "e1000", &config).unwrap();
     let (peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -292,6 +297,53 @@ fn a_client_that_sends_garbage_costs_only_its_session() {
     let mut driver = Driver::connect(&device);
     exchange(&mut driver, &mut peer);
     assert!(device.stop().unwrap().success());
+}
+
+#[test]
+fn a_client_that_passes_too_many_descriptors_leaves_none_behind() {
+    let (device, mut peer) = e1000_with_peer_under(&["prlimit", "--nofile=64"]);
+    let open_files = || {
+        std::fs::read_dir(format!("/proc/{}/fd", device.pid()))
+            .unwrap()
+            .count()
+    };
+    let before = open_files();
+    for _ in 0..3 {
+        let stream = UnixStream::connect(device.socket()).unwrap();
+        let fds = [stream.as_raw_fd(); 200];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let iov = [IoSlice::new(&[1, 0, 1, 0, 16, 0, 0, 0])];
+        sendmsg::<()>(stream.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
+        let closed = (&stream).read(&mut [0; 1]);
+        assert!(!matches!(closed, Ok(1..)), "{closed:?}");
+    }
+    command::wait_for(
+        "the descriptors to be closed",
+        Duration::from_secs(10),
+        || Ok((open_files() == before).then_some(())),
+    )
+    .unwrap();
+    exchange(&mut Driver::connect(&device), &mut peer);
+}
+
+#[test]
+fn a_log_that_can_not_be_written_costs_lines_only() {
+    let dir = Device::dir().unwrap();
+    let socket = dir.path().join("s.sock");
+    let mut child = Command::new(programs().unwrap().join("vfu-device"))
+        .args(["e1000", "--socket-path"])
+        .arg(&socket)
+        .stderr(File::options().write(true).open("/dev/full").unwrap())
+        .spawn()
+        .unwrap();
+    let connected = command::wait_for("vfu-device to listen", Duration::from_secs(10), || {
+        Ok(Client::new(&socket).ok())
+    });
+    drop(connected.unwrap());
+    Client::new(&socket).unwrap();
+    assert_eq!(child.try_wait().unwrap(), None, "it lives");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

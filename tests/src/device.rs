@@ -36,8 +36,16 @@ impl Device {
 
     /// Serves `model` in `dir`, and waits until it listens.
     pub fn start(dir: TempDir, model: &str, config: &str) -> Result<Self> {
+        Self::start_under(&["env"], dir, model, config)
+    }
+
+    /// The same under a command that becomes the one it is given, such as `prlimit`.
+    pub fn start_under(wrapper: &[&str], dir: TempDir, model: &str, config: &str) -> Result<Self> {
         let log = File::create(dir.path().join("log")).context("make the log")?;
-        let child = Command::new(programs()?.join("vfu-device"))
+        let (program, args) = wrapper.split_first().context("a wrapper")?;
+        let child = Command::new(program)
+            .args(args)
+            .arg(programs()?.join("vfu-device"))
             .arg(model)
             .arg("--socket-path")
             .arg(dir.path().join("vfio-user.sock"))

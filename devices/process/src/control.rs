@@ -198,6 +198,13 @@ impl Control {
         }
     }
 
+    /// Ends one connection.
+    pub(crate) fn close(&mut self, index: usize) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            *peer = None;
+        }
+    }
+
     /// Sends a packet, or closes a connection that does not take it.
     fn send(&mut self, index: usize, message: &Message<'_>) {
         let Some(peer) = self.peers.get_mut(index).and_then(Option::as_mut) else {

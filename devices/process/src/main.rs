@@ -14,6 +14,7 @@ use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Args, Command, LogFormat, Serve},
@@ -24,7 +25,10 @@ use crate::{
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    log_to_stderr(args.serve.log_format);
+    if let Err(failure) = log_to_stderr(args.serve.log_format) {
+        let _ = writeln!(std::io::stderr(), "vfu-device: {failure}");
+        return failure::exit_code(&failure);
+    }
     match args.command {
         Some(Command::Models { json }) => print_models(json),
         None if args.serve.print_capabilities => print_capabilities(&args.serve),
@@ -32,16 +36,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("VFU_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+fn log_to_stderr(format: LogFormat) -> Result<(), Failure> {
+    let filter = match std::env::var("VFU_LOG") {
+        Ok(text) => EnvFilter::try_new(&text)
+            .map_err(|error| Failure::invalid(format!("VFU_LOG={text}: {error}")))?,
+        Err(_) => EnvFilter::new("info"),
+    };
+    // A line that can't be written is lost: telling of that on standard error, which it may be about, would panic.
     let builder = tracing_subscriber::fmt()
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),
     }
+    Ok(())
 }
 
 fn print_models(json: bool) -> ExitCode {

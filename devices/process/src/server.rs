@@ -20,7 +20,7 @@ use nix::{
     },
 };
 use pci::Function;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use vfio_user::{Device as _, Lent, Listener, Session};
 
 use crate::{
@@ -150,13 +150,10 @@ impl Server {
             told_at: Instant::now(),
             log: Log::default(),
         };
-        server.watch(&server.listener, Token::Listener)?;
+        server.watch_listeners(control)?;
         server.watch(&server.signals, Token::Signal)?;
         if let Some(fd) = server.function.fd() {
             server.watch(fd, Token::Backend)?;
-        }
-        if let Some(fd) = control.listener() {
-            server.watch(fd, Token::Control)?;
         }
         Ok(server)
     }
@@ -174,7 +171,7 @@ impl Server {
             let mut backend_ready = false;
             for event in &events[..count] {
                 match Token::from_u64(event.data()) {
-                    Token::Listener => self.accept(now)?,
+                    Token::Listener => self.accept(&control, now)?,
                     Token::Client => self.serve(now),
                     Token::Backend => backend_ready = true,
                     Token::Signal => {
@@ -182,11 +179,11 @@ impl Server {
                             return Ok(signal);
                         }
                     }
-                    Token::Control => self.accept_control(&mut control)?,
+                    Token::Control => self.accept_control(&mut control, now)?,
                     Token::Peer(index) => self.serve_control(&mut control, index, now),
                 }
             }
-            self.keep_deadlines(backend_ready, now)?;
+            self.keep_deadlines(&control, backend_ready, now)?;
             self.watch_client()?;
             self.tell_status(&mut control, now);
         }
@@ -216,13 +213,15 @@ impl Server {
         }
     }
 
-    fn keep_deadlines(&mut self, backend_ready: bool, now: Instant) -> Result<(), Errno> {
+    fn keep_deadlines(
+        &mut self,
+        control: &Control,
+        backend_ready: bool,
+        now: Instant,
+    ) -> Result<(), Errno> {
         if backend_ready || self.function.deadline().is_some_and(|due| due <= now) {
-            let lent = self
-                .session
-                .as_mut()
-                .map_or(&mut self.nobody, |connected| connected.session.lent());
-            self.function.run(lent, now);
+            let (function, lent) = self.function_and_lent();
+            function.run(lent, now);
         }
         if self
             .session
@@ -234,20 +233,51 @@ impl Server {
         }
         if self.accept_again.is_some_and(|due| due <= now) {
             self.accept_again = None;
-            self.watch(&self.listener, Token::Listener)?;
+            self.watch_listeners(control)?;
         }
         Ok(())
     }
 
-    fn accept(&mut self, now: Instant) -> Result<(), Errno> {
+    /// The model, and what it may work with at the moment.
+    fn function_and_lent(&mut self) -> (&mut Function<Box<dyn pci::Device>>, &mut Lent) {
+        let lent = match &mut self.session {
+            Some(connected) => connected.session.lent(),
+            None => &mut self.nobody,
+        };
+        (&mut self.function, lent)
+    }
+
+    /// Nothing can be accepted, most likely for want of descriptors. Who waits goes on waiting; to be told of it again and
+    /// again would keep the loop busy.
+    fn pause_listening(
+        &mut self,
+        control: &Control,
+        error: &std::io::Error,
+        now: Instant,
+    ) -> Result<(), Errno> {
+        if self.accept_again.is_some() {
+            return Ok(());
+        }
+        warn!(%error, "nobody can be accepted for a second");
+        self.accept_again = Some(now + ACCEPT_PAUSE);
+        self.epoll.delete(&self.listener)?;
+        control
+            .listener()
+            .map_or(Ok(()), |fd| self.epoll.delete(fd))
+    }
+
+    fn watch_listeners(&self, control: &Control) -> Result<(), Errno> {
+        self.watch(&self.listener, Token::Listener)?;
+        control
+            .listener()
+            .map_or(Ok(()), |fd| self.watch(fd, Token::Control))
+    }
+
+    fn accept(&mut self, control: &Control, now: Instant) -> Result<(), Errno> {
         let stream = match self.listener.accept() {
             Ok(Some(stream)) => stream,
             Ok(None) => return Ok(()),
-            Err(error) => {
-                warn!(%error, "no client can be accepted for a second");
-                self.accept_again = Some(now + ACCEPT_PAUSE);
-                return self.epoll.delete(&self.listener);
-            }
+            Err(error) => return self.pause_listening(control, &error, now),
         };
         self.notice_hang_up(now);
         if let Some(connected) = &self.session {
@@ -260,14 +290,15 @@ impl Server {
             }
             return Ok(());
         }
-        let session = match Session::new(stream, &self.function, now) {
+        let session = Session::new(stream, &self.function, now)
+            .and_then(|session| Ok(self.watch(&session, Token::Client).map(|()| session)?));
+        let session = match session {
             Ok(session) => session,
             Err(error) => {
-                warn!(%error, "a client could not be served");
+                warn!(%error, "a client could not be served, and was closed");
                 return Ok(());
             }
         };
-        self.watch(&session, Token::Client)?;
         let client = session.credentials().ok().map(|credentials| Client {
             pid: credentials.pid(),
             uid: credentials.uid(),
@@ -335,28 +366,27 @@ impl Server {
             .and_then(|number| Signal::try_from(number).ok()))
     }
 
-    fn accept_control(&mut self, control: &mut Control) -> Result<(), Errno> {
-        let status = self.status();
-        match control.accept(&status) {
-            Ok(Some(index)) => control
-                .peer(index)
-                .map_or(Ok(()), |fd| self.watch(fd, Token::Peer(index))),
-            Ok(None) => Ok(()),
-            Err(error) => {
-                debug!(%error, "no control connection could be accepted");
-                Ok(())
-            }
+    fn accept_control(&mut self, control: &mut Control, now: Instant) -> Result<(), Errno> {
+        let index = match control.accept(&self.status()) {
+            Ok(Some(index)) => index,
+            Ok(None) => return Ok(()),
+            Err(error) => return self.pause_listening(control, &error, now),
+        };
+        let watched = control
+            .peer(index)
+            .map_or(Ok(()), |fd| self.watch(fd, Token::Peer(index)));
+        if let Err(errno) = watched {
+            warn!(%errno, "a control connection could not be served, and was closed");
+            control.close(index);
         }
+        Ok(())
     }
 
     fn serve_control(&mut self, control: &mut Control, index: usize, now: Instant) {
         match control.receive(index) {
             Some(Request::Reset { id }) => {
-                let lent = self
-                    .session
-                    .as_mut()
-                    .map_or(&mut self.nobody, |connected| connected.session.lent());
-                self.function.reset(lent);
+                let (function, lent) = self.function_and_lent();
+                function.reset(lent);
                 self.resets.api += 1;
                 info!("reset through the control socket");
                 // First what it led to: who waits for the reply then knows.
