@@ -442,7 +442,7 @@ impl Transmitter {
             && insert_tcp_checksum
             && context.offsets.tcp_end() == 0
             && from <= at
-            && usize::from(at) + 2 <= segmenter.header_bytes();
+            && at + 2 <= segmenter.header_bytes() as u16 - tag_bytes;
         // IP has 16 bits for its length.
         let fits = self.end - start - usize::from(tag_bytes) <= usize::from(u16::MAX);
         let worth = segmenter.left() > segmenter.segment_bytes();

@@ -203,6 +203,26 @@ fn each_segment_has_the_vlan_tag() {
     }
 }
 
+/// The checksum's field has to lie in the header that the context tells, which the tag does not lengthen.
+#[test]
+fn a_checksum_behind_the_header_is_not_left_to_the_backend() {
+    let mut driver = Driver::transmitting(32);
+    driver.wire.state().offloads = Offloads {
+        checksum: true,
+        segment: true,
+    };
+    driver.set(CTRL, 0x4000_0000);
+    let offsets = 14 | 24 << 8 | 33 << 16 | 34 << 32 | 56 << 40;
+    driver.queue(offsets, 0x27 << 24 | 54 << 40 | 100 << 48 | 1000);
+    driver.queue_data(&vec![0; 1054], DATA | IXSM | TXSM | VLE);
+    driver.ring();
+    let state = driver.wire.state();
+    assert!(!state.sent.is_empty());
+    for (_, offload) in &state.sent {
+        assert_eq!(*offload, Offload::None);
+    }
+}
+
 #[test]
 fn a_full_backend_gets_every_segment_once() {
     let mut driver = Driver::transmitting(32);
