@@ -1,15 +1,18 @@
 //! The main job: a Linux guest whose stock driver uses an e1000 that vfuctl created.
 
 use std::{
-    io::{Read, Write},
     net::{IpAddr, TcpListener},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::net::UnixListener,
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use tests::{Agent, Guest, Netns, command, require, traffic};
+use tests::{
+    Agent, Guest, Netns, command,
+    peer::{FRAME_LENGTHS, Peer},
+    require, traffic,
+};
 
 const HOST: &str = "198.18.0.1";
 const GUEST: &str = "198.18.0.2/30";
@@ -171,11 +174,7 @@ fn frames_of_every_length_pass_a_guest_byte_by_byte() -> Result<()> {
     ))?;
     let mut peer = Peer::accept(&listener)?;
     let mut guest = Guest::builder().nic(agent.device_socket("nic0")).boot()?;
-    traffic::configure(&mut guest, "eth0", GUEST)?;
-    for length in 60..=1514 {
-        peer.echo(length)
-            .with_context(|| format!("a frame of {length} bytes"))?;
-    }
+    peer.echo(&mut guest, "eth0", FRAME_LENGTHS)?;
     guest.quit()?;
     wait_state(&agent, "nic0", "READY")?;
     agent.ctl_ok("delete nic0")?;
@@ -211,121 +210,4 @@ fn the_printed_command_line_is_the_one_that_boots() -> Result<()> {
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-const HOST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
-const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
-const HOST_IP: [u8; 4] = [198, 18, 0, 1];
-const GUEST_IP: [u8; 4] = [198, 18, 0, 2];
-
-/// The other end of a `stream` backend, which answers ARP and sends pings.
-struct Peer(UnixStream);
-
-impl Peer {
-    fn accept(listener: &UnixListener) -> Result<Self> {
-        let (stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        Ok(Self(stream))
-    }
-
-    fn send(&mut self, frame: &[u8]) -> Result<()> {
-        self.0.write_all(&(frame.len() as u32).to_be_bytes())?;
-        Ok(self.0.write_all(frame)?)
-    }
-
-    fn receive(&mut self) -> Result<Vec<u8>> {
-        let mut length = [0; 4];
-        self.0.read_exact(&mut length)?;
-        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
-        self.0.read_exact(&mut frame)?;
-        Ok(frame)
-    }
-
-    /// Sends an echo request in a frame of `length` bytes and checks every byte of the reply.
-    fn echo(&mut self, length: usize) -> Result<()> {
-        let data: Vec<u8> = (42..length).map(|i| (i * 31 + length) as u8).collect();
-        self.send(&ethernet(
-            GUEST_MAC,
-            HOST_MAC,
-            &ip(HOST_IP, GUEST_IP, &icmp(8, length as u16, &data)),
-        ))?;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            ensure!(Instant::now() < deadline, "no reply");
-            let frame = self.receive()?;
-            match frame.get(12..14) {
-                Some([0x08, 0x06]) if frame[20..22] == [0, 1] && frame[38..42] == HOST_IP => {
-                    self.answer_arp()?
-                }
-                Some([0x08, 0x00]) if frame[23] == 1 => {
-                    ensure!(frame.len() == length, "the reply has {} bytes", frame.len());
-                    ensure!(
-                        frame[..12] == [HOST_MAC, GUEST_MAC].concat(),
-                        "addresses: {frame:02x?}"
-                    );
-                    ensure!(checksum(&frame[14..34]) == 0, "IP checksum: {frame:02x?}");
-                    ensure!(
-                        frame[26..34] == [GUEST_IP, HOST_IP].concat(),
-                        "IP addresses: {frame:02x?}"
-                    );
-                    ensure!(
-                        frame[34..] == icmp(0, length as u16, &data),
-                        "data: {frame:02x?}"
-                    );
-                    return Ok(());
-                }
-                // The guest says other things too: neighbour discovery, for instance.
-                _ => {}
-            }
-        }
-    }
-
-    fn answer_arp(&mut self) -> Result<()> {
-        let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 2];
-        arp.extend([&HOST_MAC[..], &HOST_IP, &GUEST_MAC, &GUEST_IP].concat());
-        let mut frame = [&GUEST_MAC[..], &HOST_MAC, &[0x08, 0x06], &arp].concat();
-        frame.resize(60, 0);
-        self.send(&frame)
-    }
-}
-
-fn ethernet(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
-    [&to[..], &from, &[0x08, 0x00], packet].concat()
-}
-
-fn ip(from: [u8; 4], to: [u8; 4], data: &[u8]) -> Vec<u8> {
-    let length = (20 + data.len() as u16).to_be_bytes();
-    let mut header = [
-        &[0x45, 0, length[0], length[1], 0, 1, 0, 0, 64, 1, 0, 0][..],
-        &from,
-        &to,
-    ]
-    .concat();
-    let sum = checksum(&header).to_be_bytes();
-    header[10..12].copy_from_slice(&sum);
-    [&header, data].concat()
-}
-
-fn icmp(kind: u8, sequence: u16, data: &[u8]) -> Vec<u8> {
-    let sequence = sequence.to_be_bytes();
-    let mut message = [
-        &[kind, 0, 0, 0, 0x76, 0x66, sequence[0], sequence[1]][..],
-        data,
-    ]
-    .concat();
-    let sum = checksum(&message).to_be_bytes();
-    message[2..4].copy_from_slice(&sum);
-    message
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
