@@ -5,7 +5,7 @@ mod demo;
 mod setup;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
@@ -34,11 +34,19 @@ enum Task {
     Setup,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().task {
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
         Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Setup => setup::run().map(|_| ()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With all causes in one line, and without a backtrace: it is the user's to mend.
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
