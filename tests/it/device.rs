@@ -267,6 +267,23 @@ fn frames_of_every_length_pass_unchanged() {
 }
 
 #[test]
+fn an_address_that_is_made_up_stays_the_socket_s() {
+    let address = |dir| {
+        let device = Device::start(dir, "e1000", "{}").unwrap();
+        let mut driver = Driver::connect(&device);
+        let address = (driver.read(0x5400), driver.read(0x5404));
+        drop(driver);
+        (address, device.into_dir().unwrap())
+    };
+    let (first, dir) = address(Device::dir().unwrap());
+    let (again, _dir) = address(dir);
+    let (other, _dir) = address(Device::dir().unwrap());
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+    assert_eq!(first.0 & 3, 2, "locally administered, one station");
+}
+
+#[test]
 fn a_second_client_is_closed_at_once_and_the_first_goes_on() {
     let (device, mut peer) = e1000_with_peer();
     let mut driver = Driver::connect(&device);

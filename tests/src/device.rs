@@ -90,6 +90,13 @@ impl Device {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Ends it, and leaves its folder for another one.
+    pub fn into_dir(mut self) -> Result<TempDir> {
+        let folder = std::mem::replace(&mut self.dir, Self::dir()?);
+        self.stop()?;
+        Ok(folder)
+    }
+
     /// Ends it with SIGTERM.
     pub fn stop(mut self) -> Result<ExitStatus> {
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;

@@ -29,8 +29,13 @@ pub struct Model {
     #[serde(serialize_with = "write_schema", rename = "config_schema")]
     config_schema: fn() -> schemars::Schema,
     #[serde(skip)]
-    open: fn(serde_json::Value) -> Result<Box<dyn pci::Device>, Error>,
+    open: fn(serde_json::Value, Seed) -> Result<Box<dyn pci::Device>, Error>,
 }
+
+/// Where a model takes from what it has to make up for a device, such as an address: the same for a device that is started
+/// again, and another for every other device.
+#[derive(Clone, Copy, Debug)]
+pub struct Seed(pub [u8; 8]);
 
 /// Intel 82540EM.
 pub(crate) const E1000: Model = Model {
@@ -40,7 +45,7 @@ pub(crate) const E1000: Model = Model {
     device_id: 0x100e,
     class_code: 0x02_0000,
     config_schema: || schemars::schema_for!(e1000::Config),
-    open: |config| Ok(Box::new(e1000::open(error::parse(config)?)?)),
+    open: |config, seed| Ok(Box::new(e1000::open(error::parse(config)?, seed)?)),
 };
 
 const CATALOGUE: &[Model] = &[E1000];
@@ -55,10 +60,14 @@ pub fn catalogue() -> &'static [Model] {
 ///
 /// # Errors
 /// [`Error`], which says which field of the configuration has to change and how.
-pub fn open(model: &str, config: serde_json::Value) -> Result<Box<dyn pci::Device>, Error> {
+pub fn open(
+    model: &str,
+    config: serde_json::Value,
+    seed: Seed,
+) -> Result<Box<dyn pci::Device>, Error> {
     let found = CATALOGUE.iter().find(|known| known.name == model);
     let found = found.ok_or_else(|| error::unknown_model(model, CATALOGUE))?;
-    (found.open)(config)
+    (found.open)(config, seed)
 }
 
 impl Model {

@@ -4,8 +4,10 @@ use serde_json::{Value, json};
 
 use super::*;
 
+const SEED: Seed = Seed([0xff, 1, 2, 3, 4, 5, 6, 7]);
+
 fn refuse(config: Value) -> Error {
-    open("e1000", config)
+    open("e1000", config, SEED)
         .err()
         .expect("a configuration that is wrong")
 }
@@ -33,18 +35,28 @@ fn the_catalogue_shows_ids_and_schema() {
 
 #[test]
 fn a_device_opens_with_nothing_configured() {
-    let device = open("e1000", json!({})).unwrap();
+    let device = open("e1000", json!({}), SEED).unwrap();
     assert_eq!(device.identity().device_id, 0x100e);
     open(
         "e1000",
         json!({"mac": "52:54:00:AB:cd:ef", "net": {"loopback": {}}}),
+        SEED,
     )
     .unwrap();
 }
 
 #[test]
+fn an_address_that_is_made_up_is_a_station_of_its_own() {
+    let config = serde_json::from_value(json!({})).unwrap();
+    let mut guest = pci::testing::Guest::new(e1000::open(config, SEED).unwrap());
+    // RAL0 and RAH0.
+    assert_eq!(guest.read32(0, 0x5400), 0x0302_01fe);
+    assert_eq!(guest.read32(0, 0x5404), 0x8000_0504);
+}
+
+#[test]
 fn an_unknown_model_is_refused_with_those_there_are() {
-    let error = open("e1001", json!({})).err().unwrap();
+    let error = open("e1001", json!({}), SEED).err().unwrap();
     assert_eq!((error.kind, error.field), (Kind::Invalid, None));
     assert!(error.message.contains("e1000"));
 }

@@ -20,6 +20,7 @@ use nix::{
     },
 };
 use pci::Function;
+use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 use vfio_user::{Device as _, Lent, Listener, Session};
 
@@ -122,7 +123,8 @@ impl Server {
                 ));
             }
         };
-        let device = models::open(&args.model, read_config(&args.config)?)?;
+        let seed = seed(&listener);
+        let device = models::open(&args.model, read_config(&args.config)?, seed)?;
         Self::with(listener, device, control)
             .map_err(|errno| Failure::internal(format!("set up the event loop: {errno}")))
     }
@@ -467,6 +469,23 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// The same for every start on this host with this socket.
+fn seed(listener: &Listener) -> models::Seed {
+    let read = |path| std::fs::read(path).ok().filter(|text| !text.is_empty());
+    let host = read("/etc/machine-id").or_else(|| read("/proc/sys/kernel/hostname"));
+    let socket = match listener.path() {
+        Some(path) => path.into_os_string().into_encoded_bytes(),
+        // Nothing tells a socket without a path from others.
+        None => read("/proc/sys/kernel/random/uuid").unwrap_or_default(),
+    };
+    let hash = Sha256::new()
+        .chain_update(host.unwrap_or_default())
+        .chain_update(socket)
+        .finalize();
+    let (first, _) = hash.split_first_chunk().expect("SHA-256 has 32 bytes");
+    models::Seed(*first)
 }
 
 fn read_config(argument: &str) -> Result<serde_json::Value, Failure> {

@@ -106,6 +106,13 @@ impl Listener {
         Ok(Self { socket, made: None })
     }
 
+    /// The path that the socket was bound to, if it has one.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        let address = self.socket.local_addr().ok()?;
+        address.as_pathname().map(Path::to_owned)
+    }
+
     /// The next client, if one is waiting.
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// MAC address of the card, for example 52:54:00:12:34:56. Without it, a locally administered one is made up.
+    /// MAC address of the card, for example 52:54:00:12:34:56. Without it, a locally administered one is made up,
+    /// the same one whenever this host serves a device on the same socket path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "MacAddress")]
     pub mac: Option<MacAddress>,
@@ -41,20 +42,11 @@ pub enum MacAddressError {
 impl MacAddress {
     const PATTERN: &str = "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$";
 
-    /// Makes up a locally administered address.
-    ///
-    /// # Errors
-    /// When the system has no random bytes.
-    pub(super) fn random() -> Result<Self, crate::Error> {
-        let mut bytes = [0; 6];
-        getrandom::fill(&mut bytes).map_err(|error| crate::Error {
-            field: Some("mac".into()),
-            kind: crate::Kind::Internal,
-            message: format!("make up a MAC address: {error}; write one instead"),
-        })?;
+    /// A locally administered address.
+    pub(super) fn made_up(crate::Seed(seed): crate::Seed) -> Self {
+        let [first, b, c, d, e, f, ..] = seed;
         // IEEE 802: bit 0 of the first byte is for groups, bit 1 for addresses nobody was assigned.
-        bytes[0] = bytes[0] & !1 | 2;
-        Ok(Self(bytes))
+        Self([first & !1 | 2, b, c, d, e, f])
     }
 }
 

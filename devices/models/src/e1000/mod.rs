@@ -46,11 +46,8 @@ use tx::Transmitter;
 ///
 /// # Errors
 /// When the backend can't be opened.
-pub fn open(config: Config) -> Result<Controller, crate::Error> {
-    let mac = match config.mac {
-        Some(mac) => mac,
-        None => MacAddress::random()?,
-    };
+pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Error> {
+    let mac = config.mac.unwrap_or_else(|| MacAddress::made_up(seed));
     Ok(Controller::new(mac, net::open(&config.net)?))
 }
 
