@@ -550,6 +550,21 @@ fn garbage_ends_the_session_or_is_refused() {
 }
 
 #[test]
+fn a_client_that_has_left_is_known_at_once_and_what_it_sent_is_served() {
+    let mut client = Client::negotiated();
+    assert!(!client.session.has_hung_up());
+    client.send(0, 10, 0x10, &[&access(8, 0, 1)[..], &[42]].concat(), &[]);
+    assert!(!client.session.has_hung_up());
+    let (other, _) = UnixStream::pair().unwrap();
+    drop(std::mem::replace(&mut client.stream, other));
+    assert!(client.session.has_hung_up());
+    client.serve().unwrap();
+    assert_eq!(client.device.bytes[8], 42);
+    assert!(client.session.has_hung_up());
+    assert!(matches!(client.serve(), Err(Closed::ByClient)));
+}
+
+#[test]
 fn a_client_that_leaves_ends_the_session_at_any_byte() {
     let bytes = message(1, 9, 0, &access(0, 0, 4));
     for cut in 0..=bytes.len() {
