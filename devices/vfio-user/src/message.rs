@@ -177,3 +177,25 @@ const _: () = {
     assert!(size_of::<IrqSet>() == 20);
     assert!(size_of::<RegionAccess>() == 16);
 };
+
+/// VFIO's own structures, which these are, as types that bytes from a client can be read into.
+const _: () = {
+    use std::mem::offset_of;
+
+    use bindings::{vfio_device_info, vfio_irq_info, vfio_irq_set, vfio_region_info};
+    assert!(offset_of!(DeviceInfo, flags) == offset_of!(vfio_device_info, flags));
+    assert!(offset_of!(DeviceInfo, region_count) == offset_of!(vfio_device_info, num_regions));
+    assert!(offset_of!(DeviceInfo, irq_count) == offset_of!(vfio_device_info, num_irqs));
+    assert!(size_of::<RegionInfo>() == size_of::<vfio_region_info>());
+    assert!(offset_of!(RegionInfo, index) == offset_of!(vfio_region_info, index));
+    assert!(offset_of!(RegionInfo, cap_offset) == offset_of!(vfio_region_info, cap_offset));
+    assert!(offset_of!(RegionInfo, size_bytes) == offset_of!(vfio_region_info, size));
+    assert!(offset_of!(RegionInfo, offset) == offset_of!(vfio_region_info, offset));
+    assert!(size_of::<IrqInfo>() == size_of::<vfio_irq_info>());
+    assert!(offset_of!(IrqInfo, index) == offset_of!(vfio_irq_info, index));
+    assert!(offset_of!(IrqInfo, count) == offset_of!(vfio_irq_info, count));
+    assert!(size_of::<IrqSet>() == size_of::<vfio_irq_set>());
+    assert!(offset_of!(IrqSet, index) == offset_of!(vfio_irq_set, index));
+    assert!(offset_of!(IrqSet, start) == offset_of!(vfio_irq_set, start));
+    assert!(offset_of!(IrqSet, count) == offset_of!(vfio_irq_set, count));
+};
