@@ -40,7 +40,10 @@ impl Qmp {
     /// Runs one command and returns what it returned.
     pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({"execute": command, "arguments": arguments});
-        writeln!(self.lines.stream(), "{request}")
+        // In one piece: QEMU acts on the closing brace, and one that quits does not take the end of the line any more.
+        self.lines
+            .stream()
+            .write_all(format!("{request}\n").as_bytes())
             .with_context(|| format!("send {command} to QEMU"))?;
         loop {
             let mut answer = self.message()?;
