@@ -1,7 +1,7 @@
 //! What a model may touch during one call: guest memory and its interrupt line.
 
 use vfio_user::{AccessError, Lent};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::ConfigSpace;
 
@@ -55,14 +55,6 @@ impl Bus<'_> {
         let mut value = T::new_zeroed();
         self.read(address, value.as_mut_bytes())?;
         Ok(value)
-    }
-
-    /// Writes a structure.
-    ///
-    /// # Errors
-    /// [`BusError`].
-    pub fn store<T: IntoBytes + Immutable>(&self, address: u64, value: &T) -> Result<(), BusError> {
-        self.write(address, value.as_bytes())
     }
 
     /// Asserts or deasserts the function's INTx line.
