@@ -16,6 +16,7 @@ mod socket;
 pub use irq::{IrqInfo, Irqs};
 pub use listener::{ListenError, Listener, MAX_PATH_BYTES};
 pub use memory::{Access, AccessError, Memory};
+pub use message::MigrationState;
 pub use session::Session;
 pub use socket::Closed;
 
