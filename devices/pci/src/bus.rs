@@ -33,25 +33,25 @@ impl Bus<'_> {
     ///
     /// # Errors
     /// [`BusError`]; `data` may be partly filled.
-    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), BusError> {
+    pub fn read(&mut self, address: u64, data: &mut [u8]) -> Result<(), BusError> {
         self.require_master()?;
-        Ok(self.lent.memory.read(address, data)?)
+        Ok(self.lent.read(address, data)?)
     }
 
     /// Copies `data` to guest memory at bus address `address`.
     ///
     /// # Errors
     /// [`BusError`]; `data` may be partly written.
-    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), BusError> {
+    pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), BusError> {
         self.require_master()?;
-        Ok(self.lent.memory.write(address, data)?)
+        Ok(self.lent.write(address, data)?)
     }
 
     /// Reads a structure, such as a descriptor.
     ///
     /// # Errors
     /// [`BusError`].
-    pub fn load<T: FromBytes + IntoBytes>(&self, address: u64) -> Result<T, BusError> {
+    pub fn load<T: FromBytes + IntoBytes>(&mut self, address: u64) -> Result<T, BusError> {
         let mut value = T::new_zeroed();
         self.read(address, value.as_mut_bytes())?;
         Ok(value)

@@ -4,7 +4,7 @@ use std::{os::fd::BorrowedFd, time::Instant};
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as bindings;
-use vfio_user::{IrqInfo, Lent, RegionInfo};
+use vfio_user::{IrqInfo, Lent, Region};
 
 use crate::{
     Device,
@@ -20,7 +20,7 @@ pub struct Function<D> {
     device: D,
     config: ConfigSpace,
     software_resets: u64,
-    regions: [RegionInfo; bindings::VFIO_PCI_NUM_REGIONS as usize],
+    regions: [Region; bindings::VFIO_PCI_NUM_REGIONS as usize],
     irqs: [IrqInfo; bindings::VFIO_PCI_NUM_IRQS as usize],
 }
 
@@ -29,7 +29,7 @@ impl<D: Device> Function<D> {
     #[must_use]
     pub fn new(device: D) -> Self {
         let identity = device.identity();
-        let mut regions = [RegionInfo::default(); _];
+        let mut regions: [Region; _] = std::array::from_fn(|_| Region::new(0));
         for (region, bar) in regions.iter_mut().zip(identity.bars) {
             region.size_bytes = bar.map_or(0, |bar| u64::from(bar.size_bytes()));
         }
@@ -122,7 +122,7 @@ impl<D: Device> Function<D> {
 }
 
 impl<D: Device> vfio_user::Device for Function<D> {
-    fn regions(&self) -> &[RegionInfo] {
+    fn regions(&self) -> &[Region] {
         &self.regions
     }
 

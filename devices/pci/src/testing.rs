@@ -10,7 +10,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::{fd::AsFd, unix::fs::FileExt},
     time::Instant,
 };
 
@@ -19,7 +19,7 @@ use nix::sys::{
     memfd::{MFdFlags, memfd_create},
 };
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
-use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent, Memory};
+use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent};
 
 use crate::{Device, Function, bus::INTX};
 
@@ -31,6 +31,7 @@ pub const MEMORY_BYTES: u64 = 16 << 20;
 pub struct Guest<D> {
     function: Function<D>,
     lent: Lent,
+    memory: File,
     intx: EventFd,
 }
 
@@ -38,19 +39,15 @@ impl<D: Device> Guest<D> {
     /// A guest whose firmware has enabled memory, I/O and bus mastering.
     #[must_use]
     pub fn new(device: D) -> Self {
-        let memory: OwnedFd = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
-        File::from(memory.try_clone().unwrap())
-            .set_len(MEMORY_BYTES)
-            .unwrap();
+        let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
+        memory.set_len(MEMORY_BYTES).unwrap();
         let intx = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        let mut lent = Lent {
-            memory: Memory::default(),
-            irqs: Irqs::new(&[IrqInfo {
-                count: 1,
-                level: true,
-            }]),
-        };
-        lent.memory
+        let mut lent = Lent::default();
+        lent.irqs = Irqs::new(&[IrqInfo {
+            count: 1,
+            level: true,
+        }]);
+        lent.memory_mut()
             .map(
                 0,
                 MEMORY_BYTES,
@@ -58,7 +55,7 @@ impl<D: Device> Guest<D> {
                     read: true,
                     write: true,
                 },
-                Some((memory, 0)),
+                Some((memory.try_clone().unwrap().into(), 0)),
             )
             .unwrap();
         let line = intx.as_fd().try_clone_to_owned().unwrap();
@@ -68,6 +65,7 @@ impl<D: Device> Guest<D> {
         let mut guest = Self {
             function: Function::new(device),
             lent,
+            memory,
             intx,
         };
         guest.config_write(4, &7u16.to_le_bytes());
@@ -118,13 +116,13 @@ impl<D: Device> Guest<D> {
     #[must_use]
     pub fn load(&self, address: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
-        self.lent.memory.read(address, &mut data).unwrap();
+        self.memory.read_exact_at(&mut data, address).unwrap();
         data
     }
 
     /// Fills guest memory.
     pub fn store(&mut self, address: u64, data: &[u8]) {
-        self.lent.memory.write(address, data).unwrap();
+        self.memory.write_all_at(data, address).unwrap();
     }
 
     /// Whether an interrupt came since the last call. Ends it as an interrupt controller does, so that a line that is

@@ -5,6 +5,7 @@
 //! takes the next client. This crate knows regions, interrupts and DMA; it does not know PCI.
 
 mod irq;
+mod link;
 mod listener;
 mod memory;
 mod message;
@@ -20,30 +21,104 @@ pub use message::MigrationState;
 pub use session::Session;
 pub use socket::Closed;
 
+use std::{ops::Range, os::fd::OwnedFd};
+
+use link::Link;
 use nix::errno::Errno;
 
-/// What a client lends the device for as long as its session lasts.
+/// What a client lends the device for as long as its session lasts: guest memory and interrupts. Without a client there is
+/// neither: no address is mapped, and an interrupt reaches nobody.
 #[derive(Debug, Default)]
 pub struct Lent {
-    /// Guest memory.
-    pub memory: Memory,
     /// Interrupts.
     pub irqs: Irqs,
+    memory: Memory,
+    link: Option<Link>,
+}
+
+impl Lent {
+    /// Copies guest memory from `iova` on into `data`; the range may span adjacent maps.
+    ///
+    /// # Errors
+    /// [`AccessError`]; some of `data` may have been filled.
+    pub fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.memory.read(&mut self.link, iova, data)
+    }
+
+    /// Copies `data` to guest memory at `iova`; the range may span adjacent maps. Two, four or eight bytes at an address
+    /// that is a multiple of their number are written at once.
+    ///
+    /// # Errors
+    /// [`AccessError`]; some of `data` may have been written.
+    pub fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), AccessError> {
+        self.memory.write(&mut self.link, iova, data)
+    }
+
+    /// The DMA maps, for who has no client to make them: tests of models.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
 }
 
 /// What the device offers under one region index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RegionInfo {
+#[derive(Debug)]
+pub struct Region {
     /// Bytes; 0: the device has no such region.
     pub size_bytes: u64,
+    /// What a client may do with it.
+    pub access: Access,
+    /// What of it a client may map into its own address space.
+    pub mapping: Option<Mapping>,
+    /// Writes that a client may announce by an eventfd instead of a message.
+    pub io_events: Vec<IoEvent>,
+}
+
+impl Region {
+    /// A region that is read and written by messages only.
+    #[must_use]
+    pub fn new(size_bytes: u64) -> Self {
+        Self {
+            size_bytes,
+            access: Access {
+                read: true,
+                write: true,
+            },
+            mapping: None,
+            io_events: Vec::new(),
+        }
+    }
+}
+
+/// The file behind a region, or behind parts of it.
+#[derive(Debug)]
+pub struct Mapping {
+    /// What a client mmaps; it gets a duplicate.
+    pub file: OwnedFd,
+    /// Where the region begins in the file.
+    pub offset_bytes: u64,
+    /// The parts that may be mapped, by offset in the region; page aligned. Empty: all of it.
+    pub areas: Vec<Range<u64>>,
+}
+
+/// A write that the device wants to be told of by an eventfd (an ioeventfd, as KVM has them).
+#[derive(Debug)]
+pub struct IoEvent {
+    /// Where the register is in its region.
+    pub offset: u64,
+    /// Its width in bytes; 0: any.
+    pub size_bytes: u64,
+    /// Only a write of this value counts.
+    pub value: Option<u64>,
+    /// What is signalled; the client gets a duplicate.
+    pub eventfd: OwnedFd,
 }
 
 /// A device as a session sees it: regions, interrupts, reset.
 ///
-/// The session has checked that a range lies inside its region.
+/// The session has checked that a range lies inside its region, and that the region may be accessed so.
 pub trait Device {
     /// The regions, by region index.
-    fn regions(&self) -> &[RegionInfo];
+    fn regions(&self) -> &[Region];
 
     /// The interrupts, by IRQ index.
     fn irqs(&self) -> &[IrqInfo];
@@ -72,6 +147,30 @@ pub trait Device {
         data: &[u8],
     ) -> Result<(), Errno>;
 
-    /// Back to the power-on state.
+    /// Back to the power-on state, running.
     fn reset(&mut self, lent: &mut Lent);
+
+    /// How the device's state is moved to another process; `None`: not at all.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
+}
+
+/// A device whose state can be saved and loaded (VFIO's migration, version 2).
+pub trait Migration {
+    /// While it does not run, a device changes neither its own state nor guest memory, and raises no interrupt.
+    fn set_running(&mut self, lent: &mut Lent, running: bool);
+
+    /// The state of a device that does not run.
+    ///
+    /// # Errors
+    /// What the client is answered.
+    fn save(&mut self) -> Result<Vec<u8>, Errno>;
+
+    /// Takes over what [`Migration::save`] gave, here or elsewhere, in a device that does not run. `state` may come from
+    /// anywhere. After an error the device is as it was.
+    ///
+    /// # Errors
+    /// What the client is answered.
+    fn load(&mut self, lent: &mut Lent, state: &[u8]) -> Result<(), Errno>;
 }

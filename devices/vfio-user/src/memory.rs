@@ -4,7 +4,7 @@
 //! borrowed as a slice: the guest writes to it meanwhile. Maps are kept sorted and disjoint, so that a lookup is a binary
 //! search, after a look at the map that was hit last.
 //!
-//! A map without a descriptor (QEMU sends such for ROM) is recorded, and reaching into it is an error.
+//! A map without a descriptor (QEMU sends such for ROM) is reached by asking the client: [`Remote`].
 
 #![expect(unsafe_code, reason = "guest memory is mmapped, and unmapped again")]
 
@@ -41,6 +41,15 @@ pub enum AccessError {
         /// The first address that is refused.
         iova: u64,
     },
+    /// The client was asked for the memory and did not serve it.
+    #[error("the client did not serve its memory at {iova:#x}")]
+    Remote {
+        /// Where the access that failed began.
+        iova: u64,
+        /// What the client said, or what became of the connection.
+        #[source]
+        errno: Errno,
+    },
 }
 
 /// What the device may do with a map.
@@ -59,6 +68,14 @@ impl Access {
         prot.set(ProtFlags::PROT_WRITE, self.write);
         prot
     }
+}
+
+/// Memory that is reached by messages.
+pub(crate) trait Remote {
+    /// Reads `data.len()` bytes, all in one map.
+    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), Errno>;
+    /// Writes `data`, all in one map.
+    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), Errno>;
 }
 
 /// The DMA maps of one session.
@@ -161,18 +178,27 @@ impl Memory {
     }
 
     /// Copies guest memory from `iova` on into `data`; the range may span adjacent maps.
-    ///
-    /// # Errors
-    /// [`AccessError`]; some of `data` may have been filled.
-    pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    pub(crate) fn read(
+        &mut self,
+        remote: &mut dyn Remote,
+        iova: u64,
+        data: &mut [u8],
+    ) -> Result<(), AccessError> {
         let mut rest = data;
         let mut at = iova;
         while !rest.is_empty() {
-            let slice = self.piece(at, rest.len(), |access| access.read)?;
-            let (now, later) = rest.split_at_mut(slice.len());
-            slice.copy_to(now);
+            let piece = self.piece(at, rest.len(), |access| access.read)?;
+            let (now, later) = rest.split_at_mut(piece.len());
+            match piece {
+                Piece::Mapped(slice) => {
+                    slice.copy_to(now);
+                }
+                Piece::Remote(_) => remote
+                    .read(at, now)
+                    .map_err(|errno| AccessError::Remote { iova: at, errno })?,
+            };
+            at = at.wrapping_add(now.len() as u64);
             rest = later;
-            at = at.wrapping_add(slice.len() as u64);
         }
         // What is read next was written before this, if this says so: data before the descriptor that points to it.
         fence(Ordering::Acquire);
@@ -181,43 +207,54 @@ impl Memory {
 
     /// Copies `data` to guest memory at `iova`; the range may span adjacent maps. Two, four or eight bytes at an address
     /// that is a multiple of their number are written at once.
-    ///
-    /// # Errors
-    /// [`AccessError`]; some of `data` may have been written.
-    pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), AccessError> {
+    pub(crate) fn write(
+        &mut self,
+        remote: &mut dyn Remote,
+        iova: u64,
+        data: &[u8],
+    ) -> Result<(), AccessError> {
         // A guest that sees this also sees what was written before: data before the status of its descriptor.
         fence(Ordering::Release);
         let mut rest = data;
         let mut at = iova;
         while !rest.is_empty() {
-            let slice = self.piece(at, rest.len(), |access| access.write)?;
-            let (now, later) = rest.split_at(slice.len());
-            if !store_at_once(&slice, now) {
-                slice.copy_from(now);
+            let piece = self.piece(at, rest.len(), |access| access.write)?;
+            let (now, later) = rest.split_at(piece.len());
+            match piece {
+                Piece::Mapped(slice) if !store_at_once(&slice, now) => slice.copy_from(now),
+                Piece::Mapped(_) => {}
+                Piece::Remote(_) => remote
+                    .write(at, now)
+                    .map_err(|errno| AccessError::Remote { iova: at, errno })?,
             }
+            at = at.wrapping_add(now.len() as u64);
             rest = later;
-            at = at.wrapping_add(slice.len() as u64);
         }
         Ok(())
     }
 
-    /// As many of `len` bytes from `iova` on as one mapping has: at least one.
+    /// As many of `len` bytes from `iova` on as one map has: at least one.
     fn piece(
         &self,
         iova: u64,
         len: usize,
         allows: impl Fn(Access) -> bool,
-    ) -> Result<VolatileSlice<'_>, AccessError> {
+    ) -> Result<Piece<'_>, AccessError> {
         let map = self.find(iova).ok_or(AccessError::Unmapped { iova })?;
-        let region = match &map.mapping {
-            Some(mapping) if allows(map.access) => &mapping.0,
-            _ => return Err(AccessError::Denied { iova }),
+        if !allows(map.access) {
+            return Err(AccessError::Denied { iova });
+        }
+        let left =
+            usize::try_from(map.last - iova).map_or(len, |after| len.min(after.saturating_add(1)));
+        let Some(mapping) = &map.mapping else {
+            return Ok(Piece::Remote(left));
         };
         // It fits: the region was mmapped with the map's size.
         let offset = (iova - map.start) as usize;
-        let len = len.min(region.size() - offset);
-        region
-            .get_slice(offset, len)
+        mapping
+            .0
+            .get_slice(offset, left)
+            .map(Piece::Mapped)
             .map_err(|_| AccessError::Unmapped { iova })
     }
 
@@ -230,6 +267,22 @@ impl Memory {
         let map = self.maps.get(at).filter(holds)?;
         self.last_hit.set(at);
         Some(map)
+    }
+}
+
+/// The part of an access that lies in one map.
+enum Piece<'a> {
+    Mapped(VolatileSlice<'a>),
+    /// So many bytes.
+    Remote(usize),
+}
+
+impl Piece<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Mapped(slice) => slice.len(),
+            Self::Remote(len) => *len,
+        }
     }
 }
 
@@ -299,6 +352,7 @@ mod tests {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     use super::*;
+    use crate::link::Link;
 
     const RW: Access = Access {
         read: true,
@@ -318,20 +372,22 @@ mod tests {
         memory.map(0x2000, PAGE, RW, Some((file(1), 0))).unwrap();
         memory.map(0x1000, PAGE, RW, Some((file(3), PAGE))).unwrap();
         let data: Vec<u8> = (0..64).collect();
-        memory.write(0x2000 - 20, &data).unwrap();
+        memory.write(&mut None::<Link>, 0x2000 - 20, &data).unwrap();
         let mut back = [0; 64];
-        memory.read(0x2000 - 20, &mut back).unwrap();
+        memory
+            .read(&mut None::<Link>, 0x2000 - 20, &mut back)
+            .unwrap();
         assert_eq!(back[..], data[..]);
         assert_eq!(
-            memory.read(0x3000 - 1, &mut [0; 2]),
+            memory.read(&mut None::<Link>, 0x3000 - 1, &mut [0; 2]),
             Err(AccessError::Unmapped { iova: 0x3000 })
         );
         assert_eq!(
-            memory.read(0xfff, &mut [0; 1]),
+            memory.read(&mut None::<Link>, 0xfff, &mut [0; 1]),
             Err(AccessError::Unmapped { iova: 0xfff })
         );
         assert_eq!(
-            memory.read(u64::MAX, &mut [0; 4]),
+            memory.read(&mut None::<Link>, u64::MAX, &mut [0; 4]),
             Err(AccessError::Unmapped { iova: u64::MAX })
         );
     }
@@ -362,18 +418,21 @@ mod tests {
             )
             .unwrap();
         memory.map(2 * PAGE, PAGE, RW, None).unwrap();
-        assert!(memory.read(0, &mut [0; 8]).is_ok());
+        assert!(memory.read(&mut None::<Link>, 0, &mut [0; 8]).is_ok());
         assert_eq!(
-            memory.write(0, &[0; 8]),
+            memory.write(&mut None::<Link>, 0, &[0; 8]),
             Err(AccessError::Denied { iova: 0 })
         );
         assert_eq!(
-            memory.read(PAGE, &mut [0; 8]),
+            memory.read(&mut None::<Link>, PAGE, &mut [0; 8]),
             Err(AccessError::Denied { iova: PAGE })
         );
         assert_eq!(
-            memory.read(2 * PAGE, &mut [0; 8]),
-            Err(AccessError::Denied { iova: 2 * PAGE })
+            memory.read(&mut None::<Link>, 2 * PAGE, &mut [0; 8]),
+            Err(AccessError::Remote {
+                iova: 2 * PAGE,
+                errno: Errno::ENOTCONN
+            })
         );
     }
 
@@ -436,9 +495,9 @@ mod tests {
         for len in [1, 2, 3, 4, 7, 8, 9] {
             for at in 0..16 {
                 let data: Vec<u8> = (0..len).map(|i| (i + at + 1) as u8).collect();
-                memory.write(at, &data).unwrap();
+                memory.write(&mut None::<Link>, at, &data).unwrap();
                 let mut back = vec![0; len as usize];
-                memory.read(at, &mut back).unwrap();
+                memory.read(&mut None::<Link>, at, &mut back).unwrap();
                 assert_eq!(back, data, "{len} bytes at {at}");
             }
         }
@@ -454,7 +513,7 @@ mod tests {
             let fd = file.try_clone().unwrap();
             memory.map(iova, PAGE, RW, Some((fd, 0))).unwrap();
         }
-        memory.write(1999 * PAGE, b"x").unwrap();
+        memory.write(&mut None::<Link>, 1999 * PAGE, b"x").unwrap();
         assert_eq!(memory.unmap(0, 2000 * PAGE), Ok(2000 * PAGE));
     }
 
@@ -469,7 +528,7 @@ mod tests {
         assert_eq!(memory.unmap(0, 0), Err(Errno::EINVAL));
         assert_eq!(memory.unmap(PAGE, 2 * PAGE), Ok(2 * PAGE));
         assert_eq!(
-            memory.read(PAGE, &mut [0; 1]),
+            memory.read(&mut None::<Link>, PAGE, &mut [0; 1]),
             Err(AccessError::Unmapped { iova: PAGE })
         );
         memory.map(0, 0u64.wrapping_sub(PAGE), RW, None).unwrap();

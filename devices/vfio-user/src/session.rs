@@ -11,30 +11,32 @@
 
 use std::{
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
 };
 
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{UnixCredentials, getsockopt, sockopt},
 };
 use tracing::debug;
-use zerocopy::IntoBytes;
 
 use crate::{
     Device, Lent,
     irq::Irqs,
-    message::{Command, Header, RegionAccess},
-    negotiate::{self, MAX_TRANSFER_BYTES},
-    requests,
-    socket::{Closed, Inbox, Outbox},
+    link::Link,
+    memory::Memory,
+    message::{Command, Header},
+    negotiate,
+    requests::{self, Context},
+    socket::{Closed, Frame, Reply},
 };
 
-const MAX_MESSAGE_BYTES: usize =
-    size_of::<Header>() + size_of::<RegionAccess>() + MAX_TRANSFER_BYTES;
+/// Why a session has a link: only `Lent::default()` has none.
+const CONNECTED: &str = "a session has a connection";
 /// With more replies waiting than this, no further request is taken.
 const OUTBOX_HIGH_BYTES: usize = 64 << 10;
 /// How long a client may take to say VERSION.
@@ -42,18 +44,14 @@ const NEGOTIATION: Duration = Duration::from_secs(5);
 
 /// A connected client.
 pub struct Session {
-    stream: UnixStream,
-    inbox: Inbox,
-    outbox: Outbox,
-    state: State,
-}
-
-/// What the requests work on.
-struct State {
     lent: Lent,
     /// When VERSION is due; `None` once it has been answered.
     negotiation_due: Option<Instant>,
     device_resets: u64,
+    /// The payload that is being served, and its reply: copies, so that the connection is free for memory that is reached
+    /// by messages meanwhile.
+    payload: Vec<u8>,
+    reply: Reply,
 }
 
 impl Session {
@@ -62,20 +60,16 @@ impl Session {
     /// # Errors
     /// When the socket can't be used.
     pub fn new(stream: UnixStream, device: &dyn Device, now: Instant) -> std::io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        let lent = Lent {
-            irqs: Irqs::new(device.irqs()),
-            ..Lent::default()
-        };
         Ok(Self {
-            stream,
-            inbox: Inbox::new(MAX_MESSAGE_BYTES),
-            outbox: Outbox::default(),
-            state: State {
-                lent,
-                negotiation_due: Some(now + NEGOTIATION),
-                device_resets: 0,
+            lent: Lent {
+                irqs: Irqs::new(device.irqs()),
+                memory: Memory::default(),
+                link: Some(Link::new(stream)?),
             },
+            negotiation_due: Some(now + NEGOTIATION),
+            device_resets: 0,
+            payload: Vec::new(),
+            reply: Reply::default(),
         })
     }
 
@@ -84,65 +78,77 @@ impl Session {
     /// # Errors
     /// [`Closed`]: the session is over.
     pub fn serve(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
-        self.outbox.flush(&self.stream)?;
+        self.link().flush()?;
         if self.is_blocked() {
             return Ok(());
         }
-        self.inbox.receive(&self.stream)?;
-        while let Some(frame) = self.inbox.next()? {
-            let payload = self.inbox.payload(&frame);
-            self.state.handle(
-                device,
-                frame.header,
-                payload,
-                frame.fds,
-                self.outbox.buffer(),
-            )?;
+        self.link().receive()?;
+        while let Some(frame) = self.next_frame()? {
+            self.handle(device, frame)?;
             if self.is_blocked() {
-                self.outbox.flush(&self.stream)?;
+                self.link().flush()?;
                 if self.is_blocked() {
                     return Ok(());
                 }
             }
         }
-        self.outbox.flush(&self.stream)
+        self.link().flush()
+    }
+
+    /// The next whole message, its payload in `self.payload`.
+    fn next_frame(&mut self) -> Result<Option<Frame>, Closed> {
+        let link = self.lent.link.as_mut().expect(CONNECTED);
+        let frame = link.inbox.next()?;
+        if let Some(frame) = &frame {
+            self.payload.clear();
+            self.payload.extend_from_slice(link.inbox.payload(frame));
+        }
+        Ok(frame)
+    }
+
+    fn link(&mut self) -> &mut Link {
+        self.lent.link.as_mut().expect(CONNECTED)
     }
 
     /// Whether the session waits for the client to take its replies, and for nothing else.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.outbox.len() >= OUTBOX_HIGH_BYTES
+        self.connection().outbox.len() >= OUTBOX_HIGH_BYTES
     }
 
     /// Whether replies wait to be taken.
     #[must_use]
     pub fn wants_write(&self) -> bool {
-        self.outbox.len() > 0
+        self.connection().outbox.len() > 0
+    }
+
+    fn connection(&self) -> &Link {
+        self.lent.link.as_ref().expect(CONNECTED)
     }
 
     /// Whether the client has closed its end. What it sent before may still wait to be served.
     #[must_use]
     pub fn has_hung_up(&self) -> bool {
         let hangup = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
-        let mut fds = [PollFd::new(self.stream.as_fd(), hangup)];
+        let mut fds = [PollFd::new(self.connection().stream.as_fd(), hangup)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// When the session should be ended unless the client has negotiated by then.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.state.negotiation_due
+        self.negotiation_due
     }
 
     /// What the client lends: for work that did not begin with a request.
     pub fn lent(&mut self) -> &mut Lent {
-        &mut self.state.lent
+        &mut self.lent
     }
 
     /// How often the client sent DEVICE_RESET.
     #[must_use]
     pub fn device_resets(&self) -> u64 {
-        self.state.device_resets
+        self.device_resets
     }
 
     /// Who connected.
@@ -150,26 +156,14 @@ impl Session {
     /// # Errors
     /// What getsockopt says.
     pub fn credentials(&self) -> nix::Result<UnixCredentials> {
-        getsockopt(&self.stream, sockopt::PeerCredentials)
+        getsockopt(&self.connection().stream, sockopt::PeerCredentials)
     }
 }
 
-impl AsFd for Session {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-}
-
-impl State {
-    /// Serves one message and appends the reply, if it gets one.
-    fn handle(
-        &mut self,
-        device: &mut dyn Device,
-        header: Header,
-        payload: &[u8],
-        fds: Vec<OwnedFd>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Closed> {
+impl Session {
+    /// Serves one message and queues the reply, if it gets one.
+    fn handle(&mut self, device: &mut dyn Device, frame: Frame) -> Result<(), Closed> {
+        let Frame { header, fds, .. } = frame;
         if header.flags & Header::TYPE_MASK != Header::TYPE_COMMAND {
             debug!(
                 id = header.id,
@@ -178,16 +172,10 @@ impl State {
             );
             return Ok(());
         }
-        let start = out.len();
-        let mut reply = Header {
-            flags: Header::TYPE_REPLY,
-            error: 0,
-            ..header
-        };
-        out.extend_from_slice(reply.as_bytes());
+        self.reply.clear();
         let result = match (self.negotiation_due, header.command) {
-            (Some(_), Command::VERSION) => negotiate::answer(payload).map(|version| {
-                out.extend_from_slice(&version);
+            (Some(_), Command::VERSION) => negotiate::answer(&self.payload).map(|version| {
+                self.reply.bytes.extend_from_slice(&version);
                 self.negotiation_due = None;
             }),
             (Some(_), _) => return Err(Closed::Protocol("the first message is not VERSION")),
@@ -196,20 +184,41 @@ impl State {
                 device.reset(&mut self.lent);
                 Ok(())
             }
-            (None, command) => requests::answer(device, &mut self.lent, command, payload, fds, out),
+            (None, command) => {
+                let mut context = Context {
+                    device,
+                    lent: &mut self.lent,
+                    reply: &mut self.reply,
+                };
+                requests::answer(&mut context, command, &self.payload, fds)
+            }
         };
-        if let Err(errno) = result {
-            debug!(id = header.id, command = header.command.0, %errno, "request refused");
-            out.truncate(start + size_of::<Header>());
-            reply.flags |= Header::ERROR;
-            reply.error = errno as u32;
-        }
-        if header.flags & Header::NO_REPLY != 0 {
-            out.truncate(start);
-        } else {
-            reply.size_bytes = (out.len() - start) as u32;
-            out[start..start + size_of::<Header>()].copy_from_slice(reply.as_bytes());
+        if header.flags & Header::NO_REPLY == 0 {
+            self.send_reply(header, result);
         }
         Ok(())
+    }
+
+    fn send_reply(&mut self, request: Header, result: Result<(), Errno>) {
+        let mut header = Header {
+            flags: Header::TYPE_REPLY,
+            error: 0,
+            ..request
+        };
+        if let Err(errno) = result {
+            debug!(id = request.id, command = request.command.0, %errno, "request refused");
+            self.reply.clear();
+            header.flags |= Header::ERROR;
+            header.error = errno as u32;
+        }
+        header.size_bytes = (size_of::<Header>() + self.reply.bytes.len()) as u32;
+        let link = self.lent.link.as_mut().expect(CONNECTED);
+        link.outbox.push(&header, &mut self.reply);
+    }
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection().stream.as_fd()
     }
 }

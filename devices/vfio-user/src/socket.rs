@@ -11,6 +11,7 @@
 
 use std::{
     collections::VecDeque,
+    io::IoSlice,
     mem,
     ops::Range,
     os::{
@@ -23,9 +24,9 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
-    sys::socket::{MsgFlags, send},
+    sys::socket::{ControlMessage, MsgFlags, send, sendmsg},
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::message::Header;
 
@@ -162,17 +163,38 @@ impl Inbox {
     }
 }
 
-/// Replies that the client has not yet taken.
+/// What a message carries after its header.
+#[derive(Default)]
+pub(crate) struct Reply {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+impl Reply {
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.fds.clear();
+    }
+}
+
+/// Messages that the client has not yet taken.
 #[derive(Default)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
     sent: usize,
+    /// Descriptors, each set with the index in `bytes` of the message that it goes with.
+    fds: VecDeque<(usize, Vec<OwnedFd>)>,
 }
 
 impl Outbox {
-    /// Where a reply is appended.
-    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+    /// Appends a message.
+    pub(crate) fn push(&mut self, header: &Header, reply: &mut Reply) {
+        if !reply.fds.is_empty() {
+            self.fds
+                .push_back((self.bytes.len(), mem::take(&mut reply.fds)));
+        }
+        self.bytes.extend_from_slice(header.as_bytes());
+        self.bytes.extend_from_slice(&reply.bytes);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -182,12 +204,14 @@ impl Outbox {
     /// Sends as much as the client takes now.
     pub(crate) fn flush(&mut self, stream: &UnixStream) -> Result<(), Closed> {
         while self.sent < self.bytes.len() {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match send(stream.as_raw_fd(), &self.bytes[self.sent..], flags) {
+            match self.send(stream) {
                 Ok(sent) => self.sent += sent,
                 Err(Errno::EAGAIN) => {
                     // What is sent makes room, or a client that reads slowly lets this grow for ever.
                     self.bytes.drain(..self.sent);
+                    for (at, _) in &mut self.fds {
+                        *at -= self.sent;
+                    }
                     self.sent = 0;
                     return Ok(());
                 }
@@ -199,6 +223,28 @@ impl Outbox {
         self.bytes.clear();
         self.sent = 0;
         Ok(())
+    }
+
+    /// One sendmsg: up to the next message with descriptors, which begins a packet of its own, since a receiver gets them
+    /// with a packet's first byte.
+    fn send(&mut self, stream: &UnixStream) -> Result<usize, Errno> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let fd = stream.as_raw_fd();
+        match self.fds.front() {
+            Some((at, fds)) if *at == self.sent => {
+                let end = self.fds.get(1).map_or(self.bytes.len(), |(at, _)| *at);
+                let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+                let iov = [IoSlice::new(&self.bytes[self.sent..end])];
+                let rights = [ControlMessage::ScmRights(&raw)];
+                let sent = sendmsg::<()>(fd, &iov, &rights, flags, None)?;
+                self.fds.pop_front();
+                Ok(sent)
+            }
+            front => {
+                let end = front.map_or(self.bytes.len(), |(at, _)| *at);
+                send(fd, &self.bytes[self.sent..end], flags)
+            }
+        }
     }
 }
 
@@ -254,13 +300,7 @@ fn receive_message(
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{IoSlice, Write},
-        os::fd::AsFd,
-    };
-
-    use nix::sys::socket::{ControlMessage, sendmsg};
-    use zerocopy::IntoBytes;
+    use std::{io::Write, os::fd::AsFd};
 
     use super::*;
     use crate::message::Command;
@@ -379,7 +419,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let mut chunk = [0; 4096];
         for _ in 0..5000 {
-            outbox.buffer().extend_from_slice(&[7; 4096]);
+            outbox.bytes.extend_from_slice(&[7; 4096]);
             outbox.flush(&ours).unwrap();
             if outbox.len() > 32 << 10 {
                 theirs.read_exact(&mut chunk).unwrap();

@@ -20,18 +20,18 @@ use nix::{
         socket::{ControlMessage, MsgFlags, sendmsg},
     },
 };
-use vfio_user::{Closed, Device, IrqInfo, Lent, RegionInfo, Session};
+use vfio_user::{Closed, Device, IrqInfo, Lent, Region, Session};
 
 /// One region of 64 bytes of memory. Writing byte 0 raises the line with 1 and lowers it with 0; writing byte 1 copies a
 /// byte within guest memory from address 0x1000 to 0x1001.
 struct Scratch {
-    regions: [RegionInfo; 2],
+    regions: [Region; 2],
     irqs: [IrqInfo; 2],
     bytes: [u8; 64],
 }
 
 impl Device for Scratch {
-    fn regions(&self) -> &[RegionInfo] {
+    fn regions(&self) -> &[Region] {
         &self.regions
     }
     fn irqs(&self) -> &[IrqInfo] {
@@ -50,12 +50,8 @@ impl Device for Scratch {
         }
         if offset == 1 {
             let mut byte = [0];
-            lent.memory
-                .read(0x1000, &mut byte)
-                .map_err(|_| Errno::EFAULT)?;
-            lent.memory
-                .write(0x1001, &byte)
-                .map_err(|_| Errno::EFAULT)?;
+            lent.read(0x1000, &mut byte).map_err(|_| Errno::EFAULT)?;
+            lent.write(0x1001, &byte).map_err(|_| Errno::EFAULT)?;
         }
         Ok(())
     }
@@ -87,7 +83,7 @@ impl Client {
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         let device = Scratch {
-            regions: [RegionInfo { size_bytes: 64 }, RegionInfo::default()],
+            regions: [Region::new(64), Region::new(0)],
             irqs: [
                 IrqInfo {
                     count: 1,

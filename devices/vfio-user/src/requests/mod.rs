@@ -17,20 +17,32 @@ use crate::{
     memory::Access,
     message::{Command, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, IrqSet, RegionAccess, RegionInfo},
     negotiate::{MAX_MESSAGE_FDS, MAX_TRANSFER_BYTES},
+    socket::Reply,
 };
 
-/// Serves one request and appends the reply's payload to `out`.
+/// What a request works on.
+pub(crate) struct Context<'a> {
+    pub(crate) device: &'a mut dyn Device,
+    pub(crate) lent: &'a mut Lent,
+    pub(crate) reply: &'a mut Reply,
+}
+
+/// Serves one request and appends the reply's payload to `context.reply`.
 ///
 /// # Errors
-/// The errno for the client; what `out` got is to be dropped.
+/// The errno for the client; what the reply got is to be dropped.
 pub(crate) fn answer(
-    device: &mut dyn Device,
-    lent: &mut Lent,
+    context: &mut Context<'_>,
     command: Command,
     payload: &[u8],
     fds: Vec<OwnedFd>,
-    out: &mut Vec<u8>,
 ) -> Result<(), Errno> {
+    let Context {
+        device,
+        lent,
+        reply,
+    } = context;
+    let (device, out) = (&mut **device, &mut reply.bytes);
     if fds.len() > MAX_MESSAGE_FDS {
         return Err(Errno::EINVAL);
     }
