@@ -10,17 +10,19 @@ pub(crate) const INTX: u32 = vfio_bindings::bindings::vfio::VFIO_PCI_INTX_IRQ_IN
 
 /// The bus, lent to a model for the length of a call.
 ///
-/// It applies the function's Command register: no DMA without Bus Master Enable, no INTx with Interrupt Disable.
+/// It applies the function's Command register: no DMA without Bus Master Enable, no INTx with Interrupt Disable; and
+/// neither while the function does not run.
 pub struct Bus<'a> {
     pub(crate) lent: &'a mut Lent,
     pub(crate) config: &'a mut ConfigSpace,
     pub(crate) software_resets: &'a mut u64,
+    pub(crate) running: bool,
 }
 
 /// Why an access to guest memory failed. On a real bus: master abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
-    /// The guest has not set Bus Master Enable.
+    /// The guest has not set Bus Master Enable, or the function does not run.
     #[error("bus mastering is off")]
     NotMaster,
     /// The address is not the guest's memory, or not with this access.
@@ -70,11 +72,12 @@ impl Bus<'_> {
 
     /// Brings the line to what Interrupt Status and Interrupt Disable make of it (PCI 3.0, 6.2.2 and 6.2.3).
     pub(crate) fn update_intx(&mut self) {
-        self.lent.irqs.set_level(INTX, self.config.intx_level());
+        let asserted = self.running && self.config.intx_level();
+        self.lent.irqs.set_level(INTX, asserted);
     }
 
     fn require_master(&self) -> Result<(), BusError> {
-        if self.config.command().bus_master() && self.config.is_on() {
+        if self.running && self.config.command().bus_master() && self.config.is_on() {
             Ok(())
         } else {
             Err(BusError::NotMaster)

@@ -5,6 +5,8 @@
 
 use bitfield_struct::bitfield;
 
+use crate::saved::{Bytes, LoadError};
+
 /// Bytes of conventional configuration space, all that this function has.
 pub(crate) const CONFIG_BYTES: usize = 256;
 
@@ -154,6 +156,8 @@ pub struct ConfigSpace {
     value: [u8; CONFIG_BYTES],
     writable: [u8; CONFIG_BYTES],
     write_one_to_clear: [u8; CONFIG_BYTES],
+    /// Bits that the function itself sets and clears.
+    driven: [u8; CONFIG_BYTES],
     /// Where Power Management Control/Status is, if the function has it.
     power_control: Option<usize>,
 }
@@ -167,6 +171,7 @@ impl ConfigSpace {
             value: [0; CONFIG_BYTES],
             writable: [0; CONFIG_BYTES],
             write_one_to_clear: [0; CONFIG_BYTES],
+            driven: [0; CONFIG_BYTES],
             power_control: None,
         };
         space.lay_out_header(identity);
@@ -234,6 +239,8 @@ impl ConfigSpace {
             STATUS,
             &clearable.into_bits().to_le_bytes(),
         );
+        let pending = Status::new().with_interrupt(identity.interrupt_pin);
+        put(&mut self.driven, STATUS, &pending.into_bits().to_le_bytes());
         // Cache Line Size and Latency Timer, and Interrupt Line, are the software's own notes.
         put(&mut self.writable, 0x0c, &[0xff, 0xff]);
         put(&mut self.writable, INTERRUPT_LINE, &[0xff]);
@@ -299,6 +306,40 @@ impl ConfigSpace {
     /// Back to the power-on state.
     pub fn reset(&mut self) {
         self.value = self.power_on;
+    }
+
+    /// What software finds in the space.
+    pub(crate) fn save(&self) -> Bytes {
+        let Self {
+            value,
+            // What follows from the function's identity.
+            power_on: _,
+            writable: _,
+            write_one_to_clear: _,
+            driven: _,
+            power_control: _,
+        } = self;
+        Bytes(value.to_vec())
+    }
+
+    /// What [`ConfigSpace::save`] gave, if this function could have it.
+    pub(crate) fn check(&self, saved: &Bytes) -> Result<[u8; CONFIG_BYTES], LoadError> {
+        let value: [u8; CONFIG_BYTES] = saved.0.as_slice().try_into().map_err(|_| {
+            LoadError::new("config", format!("has {} bytes, not 256", saved.0.len()))
+        })?;
+        for (at, byte) in value.iter().enumerate() {
+            let fixed = !(self.writable[at] | self.driven[at]);
+            if (byte ^ self.power_on[at]) & fixed != 0 {
+                let problem = format!("{byte:#04x} at {at:#04x} can't be in this function");
+                return Err(LoadError::new("config", problem));
+            }
+        }
+        Ok(value)
+    }
+
+    /// Takes over what [`ConfigSpace::check`] gave.
+    pub(crate) fn load(&mut self, value: [u8; CONFIG_BYTES]) {
+        self.value = value;
     }
 
     /// The Command register.

@@ -1,24 +1,45 @@
 //! One PCI function: a model behind its configuration space, as the regions and interrupts that VFIO knows.
+//!
+//! A function that was told not to run answers reads and configuration accesses, which change nothing outside it, and
+//! does nothing else: that is how it is saved and loaded.
 
 use std::{os::fd::BorrowedFd, time::Instant};
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio as bindings;
 use vfio_user::{IrqInfo, Lent, Region};
 
 use crate::{
-    Device,
+    Device, LoadError, Saved,
     bus::{Bus, INTX},
     config::{CONFIG_BYTES, ConfigSpace},
+    saved::{self, Bytes},
 };
 
 const BAR_COUNT: usize = 6;
+/// The version of [`State`].
+const FORMAT: u32 = 1;
+/// A saved state that is longer is not looked at. Models keep well below it: what they hold is at most a few frames.
+const MAX_STATE_BYTES: usize = 4 << 20;
+
+/// The saved state of a function.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    config: Bytes,
+    device: Saved,
+}
 
 /// A model with its configuration space: what a vfio-user session serves.
 #[derive(Debug)]
 pub struct Function<D> {
     device: D,
     config: ConfigSpace,
+    running: bool,
+    /// Why the last state was not loaded, until somebody asks.
+    refused: Option<LoadError>,
     software_resets: u64,
     regions: [Region; bindings::VFIO_PCI_NUM_REGIONS as usize],
     irqs: [IrqInfo; bindings::VFIO_PCI_NUM_IRQS as usize],
@@ -39,7 +60,7 @@ impl<D: Device> Function<D> {
             count: identity.interrupt_pin.into(),
             level: true,
         };
-        // Every function has these two, or QEMU warns; this one has no error to report, and asks for nothing yet.
+        // The error interrupt, and the one that asks the client to let go of the device.
         for index in [
             bindings::VFIO_PCI_ERR_IRQ_INDEX,
             bindings::VFIO_PCI_REQ_IRQ_INDEX,
@@ -52,6 +73,8 @@ impl<D: Device> Function<D> {
         Self {
             config: ConfigSpace::new(&identity),
             device,
+            running: true,
+            refused: None,
             software_resets: 0,
             regions,
             irqs,
@@ -67,13 +90,68 @@ impl<D: Device> Function<D> {
     /// When the model wants to run at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.device.deadline()
+        self.device.deadline().filter(|_| self.running)
+    }
+
+    /// Whether the model may do anything: while it may not, its descriptor need not be waited for.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
     }
 
     /// Lets the model do what has become possible.
     pub fn run(&mut self, lent: &mut Lent, now: Instant) {
-        let (device, mut bus) = self.split(lent);
-        device.run(&mut bus, now);
+        if self.running {
+            let (device, mut bus) = self.split(lent);
+            device.run(&mut bus, now);
+        }
+    }
+
+    /// Why a saved state was refused since the last call: the client is told an errno only.
+    pub fn take_refusal(&mut self) -> Option<LoadError> {
+        self.refused.take()
+    }
+
+    /// Everything by which a driver could tell this function from one in its power-on state.
+    fn state(&self) -> State {
+        let Self {
+            device,
+            config,
+            // Whoever loads the state says when it runs.
+            running: _,
+            // What this process has seen.
+            refused: _,
+            software_resets: _,
+            // What follows from the model's identity.
+            regions: _,
+            irqs: _,
+        } = self;
+        State {
+            format: FORMAT,
+            config: config.save(),
+            device: device.save(),
+        }
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), LoadError> {
+        if state.len() > MAX_STATE_BYTES {
+            let problem = format!("{} bytes are more than {MAX_STATE_BYTES}", state.len());
+            return Err(LoadError::new("", problem));
+        }
+        let State {
+            format,
+            config,
+            device,
+        } = saved::parse(state)?;
+        if format != FORMAT {
+            let problem = format!("is {format}; {FORMAT} is known");
+            return Err(LoadError::new("format", problem));
+        }
+        let config = self.config.check(&config)?;
+        let loaded = self.device.load(&device);
+        loaded.map_err(|error| error.within("device"))?;
+        self.config.load(config);
+        Ok(())
     }
 
     /// How often the guest's driver reset the device through its registers.
@@ -87,6 +165,7 @@ impl<D: Device> Function<D> {
             device,
             config,
             software_resets,
+            running,
             ..
         } = self;
         (
@@ -95,6 +174,7 @@ impl<D: Device> Function<D> {
                 lent,
                 config,
                 software_resets,
+                running: *running,
             },
         )
     }
@@ -163,6 +243,8 @@ impl<D: Device> vfio_user::Device for Function<D> {
                 usize::try_from(offset).map_err(|_| Errno::EINVAL)?,
                 data,
             );
+        } else if !self.running {
+            return Err(Errno::EBUSY);
         } else if let Some(bar) = self.bar(region) {
             let (device, mut bus) = self.split(lent);
             device.write(&mut bus, bar, offset, data);
@@ -171,10 +253,35 @@ impl<D: Device> vfio_user::Device for Function<D> {
     }
 
     fn reset(&mut self, lent: &mut Lent) {
+        self.running = true;
         self.config.reset();
         let (device, mut bus) = self.split(lent);
         bus.set_intx(false);
         device.reset(&mut bus);
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn vfio_user::Migration> {
+        Some(self)
+    }
+}
+
+impl<D: Device> vfio_user::Migration for Function<D> {
+    fn set_running(&mut self, lent: &mut Lent, running: bool) {
+        self.running = running;
+        // An interrupt that is pending is signalled again where the function goes on.
+        let (_, mut bus) = self.split(lent);
+        bus.update_intx();
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, Errno> {
+        Ok(serde_json::to_vec(&self.state()).expect("plain structures are JSON"))
+    }
+
+    fn load(&mut self, _lent: &mut Lent, state: &[u8]) -> Result<(), Errno> {
+        self.load_state(state).map_err(|error| {
+            self.refused = Some(error);
+            Errno::EINVAL
+        })
     }
 }
 
@@ -210,6 +317,19 @@ mod tests {
         }
         fn reset(&mut self, _: &mut Bus<'_>) {
             self.0 = [0; 4];
+        }
+        fn save(&self) -> Saved {
+            Saved::new("scratch", 1, &self.0)
+        }
+        fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
+            self.0 = saved.state("scratch", 1)?;
+            Ok(())
+        }
+        fn deadline(&self) -> Option<Instant> {
+            Some(Instant::now())
+        }
+        fn run(&mut self, _: &mut Bus<'_>, _: Instant) {
+            self.0[3] = 0xdd;
         }
     }
 
@@ -261,5 +381,77 @@ mod tests {
         guest.reset();
         assert!(guest.interrupted(), "the one from before");
         assert!(!guest.interrupted());
+    }
+
+    #[test]
+    fn a_function_that_does_not_run_answers_reads_and_does_nothing() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.write(0, 0, &[1]);
+        guest.write(0, 1, &[42]);
+        assert!(guest.interrupted());
+        guest.set_running(false);
+        assert!(guest.interrupted(), "the one from before");
+        assert!(!guest.interrupted(), "the line is low");
+        assert_eq!(guest.try_write(0, 1, &[0]), Err(Errno::EBUSY));
+        assert_eq!(byte(&mut guest, 1), 42);
+        guest.config_write(0x3c, &[9]);
+        let mut line = [0];
+        guest.config_read(0x3c, &mut line);
+        assert_eq!(line, [9]);
+        guest.run();
+        assert_eq!((byte(&mut guest, 3), guest.deadline()), (0, None));
+        guest.set_running(true);
+        assert!(guest.interrupted(), "still asserted");
+        assert!(guest.deadline().is_some());
+        guest.run();
+        assert_eq!(byte(&mut guest, 3), 0xdd);
+        guest.set_running(false);
+        guest.reset();
+        guest.write(0, 1, &[1]);
+    }
+
+    #[test]
+    fn a_saved_function_goes_on_where_it_was() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.write(0, 1, &[42]);
+        guest.write(0, 0, &[1]);
+        guest.config_write(0x3c, &[9]);
+        let mut again = guest.moved_to(Scratch([0; 4])).unwrap();
+        let mut line = [0];
+        again.config_read(0x3c, &mut line);
+        assert_eq!((byte(&mut again, 1), line), (42, [9]));
+        assert!(again.interrupted(), "pending when it was saved");
+        again.write(0, 0, &[0x80]);
+        assert_eq!(again.load(0x100, 1), [42], "bus master is still enabled");
+    }
+
+    #[test]
+    fn a_state_that_is_refused_changes_nothing() {
+        let good = Guest::new(Scratch([1, 2, 3, 4])).save();
+        let good: serde_json::Value = serde_json::from_slice(&good).unwrap();
+        let mut guest = Guest::new(Scratch([5; 4]));
+        let before = guest.save();
+        let config = Bytes(vec![0; 256]);
+        for (field, at, value) in [
+            ("format", "/format", serde_json::json!(2)),
+            ("config", "/config", serde_json::json!("AAAA")),
+            ("config", "/config", serde_json::to_value(config).unwrap()),
+            ("device.model", "/device/model", serde_json::json!("e1000")),
+            ("device.version", "/device/version", serde_json::json!(2)),
+            ("device.state[3]", "/device/state/3", serde_json::json!(256)),
+        ] {
+            let mut bad = good.clone();
+            *bad.pointer_mut(at).unwrap() = value;
+            let error = guest.load_state(&serde_json::to_vec(&bad).unwrap());
+            assert_eq!(error.unwrap_err().field(), field);
+            assert_eq!(guest.save(), before);
+        }
+        for garbage in [&b""[..], b"{", b"[]", &[0xff; 64], &vec![b' '; 5 << 20]] {
+            guest.load_state(garbage).unwrap_err();
+        }
+        guest
+            .load_state(&serde_json::to_vec(&good).unwrap())
+            .unwrap();
+        assert_eq!(byte(&mut guest, 2), 3);
     }
 }

@@ -7,6 +7,7 @@ mod bus;
 mod config;
 mod function;
 pub mod regs;
+pub mod saved;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -16,6 +17,7 @@ use std::{os::fd::BorrowedFd, time::Instant};
 pub use bus::{Bus, BusError};
 pub use config::{Bar, Capability, Command, ConfigSpace, Identity};
 pub use function::Function;
+pub use saved::{LoadError, Saved};
 
 /// A device model: what lies behind the BARs.
 ///
@@ -34,6 +36,16 @@ pub trait Device {
 
     /// Back to the power-on state. The interrupt line is already low and the configuration space already reset.
     fn reset(&mut self, bus: &mut Bus<'_>);
+
+    /// Everything by which a driver could tell this device from one in its power-on state, and the work that is left.
+    fn save(&self) -> Saved;
+
+    /// Becomes the device whose state [`Device::save`] gave, with the backend that it has. When that fails nothing has
+    /// changed.
+    ///
+    /// # Errors
+    /// [`LoadError`] for a state that this device could never have been in: it comes from outside.
+    fn load(&mut self, saved: &Saved) -> Result<(), LoadError>;
 
     /// The descriptor that becomes readable when [`Device::run`] should be called: the backend's. The same for life.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -61,6 +73,12 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn reset(&mut self, bus: &mut Bus<'_>) {
         (**self).reset(bus);
+    }
+    fn save(&self) -> Saved {
+        (**self).save()
+    }
+    fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
+        (**self).load(saved)
     }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         (**self).fd()

@@ -11,7 +11,11 @@
 //!
 //! Offsets that no register has read as zero, and writing them does nothing.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::saved::LoadError;
 
 /// A register's declaration, made in a chain that begins with [`Reg::at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Reg {
     pub write_one_to_clear: u32,
     /// Bits that a read clears, after it returned them.
     pub read_to_clear: u32,
+    /// Bits that the device itself sets and clears.
+    pub driven: u32,
 }
 
 impl Reg {
@@ -50,6 +56,7 @@ impl Reg {
             writable: 0,
             write_one_to_clear: 0,
             read_to_clear: 0,
+            driven: 0,
         }
     }
 
@@ -101,6 +108,18 @@ impl Reg {
     pub const fn read_to_clear(mut self, bits: u32) -> Self {
         self.read_to_clear = bits;
         self
+    }
+
+    /// Says which bits the device itself sets and clears: a saved state may have any of them.
+    #[must_use]
+    pub const fn driven(mut self, bits: u32) -> Self {
+        self.driven = bits;
+        self
+    }
+
+    /// Whether the register can have this value.
+    fn can_be(&self, value: u32) -> bool {
+        (value ^ self.power_on) & !(self.writable | self.driven) == 0
     }
 }
 
@@ -163,6 +182,11 @@ struct Value {
 
 const NONE: u16 = u16::MAX;
 
+/// The values of all registers, by name; those of an array in its order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Saved(BTreeMap<String, Vec<u32>>);
+
 impl Regs {
     /// The registers after power-on.
     ///
@@ -205,6 +229,56 @@ impl Regs {
             values: values.into_boxed_slice(),
             index,
         }
+    }
+
+    /// The values, for a saved state.
+    #[must_use]
+    pub fn save(&self) -> Saved {
+        let Self { values, index: _ } = self;
+        let mut saved = BTreeMap::<_, Vec<_>>::new();
+        for Value {
+            now,
+            reg,
+            position: _,
+        } in values
+        {
+            saved.entry(reg.name.to_owned()).or_default().push(*now);
+        }
+        Saved(saved)
+    }
+
+    /// The registers with the values that [`Regs::save`] gave.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the register: it is missing or unknown, or can't have that value.
+    pub fn restore(table: &'static [Reg], saved: &Saved) -> Result<Self, LoadError> {
+        let mut regs = Self::new(table);
+        let mut found = 0;
+        for value in &mut regs.values {
+            let reg = value.reg;
+            let error = |problem| LoadError::new(reg.name, problem);
+            let values = saved.0.get(reg.name);
+            let values = values.ok_or_else(|| error("is missing".into()))?;
+            if value.position == 0 {
+                found += 1;
+                let (has, count) = (values.len(), reg.count);
+                if has != count as usize {
+                    return Err(error(format!("has {has} values, not {count}")));
+                }
+            }
+            let now = values[value.position as usize];
+            if !reg.can_be(now) {
+                return Err(error(format!("can't be {now:#x}")));
+            }
+            value.now = now;
+        }
+        if found < saved.0.len() {
+            let known = |name: &String| table.iter().any(|reg| reg.name == name);
+            let unknown = saved.0.keys().find(|name| !known(name));
+            let name = unknown.map_or("", String::as_str);
+            return Err(LoadError::new(name, "is no register"));
+        }
+        Ok(regs)
     }
 
     /// Sets every register to its value after power-on, except those that `keep` is true for.
@@ -339,7 +413,7 @@ mod tests {
     crate::registers! {
         static REGS;
         PLAIN = Reg::at(0x00).power_on(0x1234_5678).writable(0xffff_00ff);
-        CLEARS = Reg::at(0x04).power_on(0xf).read_to_clear(!0).write_one_to_clear(!0);
+        CLEARS = Reg::at(0x04).power_on(0xf).read_to_clear(!0).write_one_to_clear(!0).driven(0xf);
         TABLE = Reg::at(0x40).array(4, 8).aliases(&[0x100]).writable(!0);
     }
 
@@ -389,6 +463,41 @@ mod tests {
                 assert_eq!(regs.write(offset, !0, !0), 0);
                 assert_eq!(regs.read(offset), 0);
             }
+        }
+    }
+
+    #[test]
+    fn saved_registers_come_back_and_impossible_ones_are_named() {
+        let mut regs = Regs::new(REGS);
+        regs.write(PLAIN, !0, !0);
+        regs.write(TABLE + 8, 9, !0);
+        let saved = serde_json::to_value(regs.save()).unwrap();
+        assert_eq!(
+            saved,
+            serde_json::json!({"PLAIN": [0xffff_56ffu32], "CLEARS": [15], "TABLE": [0, 9, 0, 0]})
+        );
+        let restore = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut saved = saved.clone();
+            change(&mut saved);
+            Regs::restore(REGS, &serde_json::from_value(saved).unwrap())
+        };
+        let again = restore(&|_| ()).unwrap();
+        assert_eq!((again.get(PLAIN), again.get(TABLE + 8)), (0xffff_56ff, 9));
+        for (problem, change) in [
+            ("PLAIN: can't be 0x5700", 0),
+            ("CLEARS: can't be 0xf0", 1),
+            ("TABLE: has 3 values, not 4", 2),
+            ("TABLE: is missing", 3),
+            ("OTHER: is no register", 4),
+        ] {
+            let result = restore(&|saved| match change {
+                0 => saved["PLAIN"][0] = 0x5700.into(),
+                1 => saved["CLEARS"][0] = 0xf0.into(),
+                2 => drop(saved["TABLE"].as_array_mut().unwrap().pop()),
+                3 => drop(saved.as_object_mut().unwrap().remove("TABLE")),
+                _ => saved["OTHER"] = serde_json::json!([]),
+            });
+            assert_eq!(result.unwrap_err().to_string(), problem);
         }
     }
 

@@ -14,14 +14,17 @@ use std::{
     time::Instant,
 };
 
-use nix::sys::{
-    eventfd::{EfdFlags, EventFd},
-    memfd::{MFdFlags, memfd_create},
+use nix::{
+    errno::Errno,
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        memfd::{MFdFlags, memfd_create},
+    },
 };
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
-use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent};
+use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent, Migration as _};
 
-use crate::{Device, Function, bus::INTX};
+use crate::{Device, Function, LoadError, bus::INTX};
 
 /// Bytes of guest memory, from address 0 on.
 pub const MEMORY_BYTES: u64 = 16 << 20;
@@ -93,9 +96,16 @@ impl<D: Device> Guest<D> {
 
     /// Writes any number of bytes of a BAR.
     pub fn write(&mut self, bar: usize, offset: u64, data: &[u8]) {
+        self.try_write(bar, offset, data).unwrap();
+    }
+
+    /// The same where it may be refused.
+    ///
+    /// # Errors
+    /// What a client would be answered.
+    pub fn try_write(&mut self, bar: usize, offset: u64, data: &[u8]) -> Result<(), Errno> {
         self.function
             .write(&mut self.lent, bar as u32, offset, data)
-            .unwrap();
     }
 
     /// Writes configuration space.
@@ -157,6 +167,47 @@ impl<D: Device> Guest<D> {
     pub fn reset(&mut self) {
         self.function.reset(&mut self.lent);
         self.config_write(4, &7u16.to_le_bytes());
+    }
+
+    /// When the model wants to run.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.function.deadline()
+    }
+
+    /// Stops the device, or lets it go on.
+    pub fn set_running(&mut self, running: bool) {
+        self.function.set_running(&mut self.lent, running);
+    }
+
+    /// The device's saved state.
+    pub fn save(&mut self) -> Vec<u8> {
+        self.function.save().unwrap()
+    }
+
+    /// Loads a saved state into the device.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub fn load_state(&mut self, state: &[u8]) -> Result<(), LoadError> {
+        let loaded = self.function.load(&mut self.lent, state);
+        loaded.map_err(|_| self.function.take_refusal().unwrap())
+    }
+
+    /// A guest with the same memory, whose device has taken over the state of this one's. Both go on.
+    ///
+    /// # Errors
+    /// Why the state was refused.
+    pub fn moved_to(&mut self, device: D) -> Result<Self, LoadError> {
+        let mut there = Self::new(device);
+        self.set_running(false);
+        there.set_running(false);
+        let state = self.save();
+        there.load_state(&state)?;
+        there.store(0, &self.load(0, MEMORY_BYTES as usize));
+        self.set_running(true);
+        there.set_running(true);
+        Ok(there)
     }
 
     /// How often the driver reset the device.

@@ -4,7 +4,12 @@
 //! 93C46: a start bit, two bits of operation, six of address, then data, each taken on the clock's rising edge while the
 //! part is selected. Writes take effect when the part is deselected.
 
-use super::spec::bits::{Eecd, Eerd};
+use pci::LoadError;
+
+use super::{
+    spec::bits::{Eecd, Eerd},
+    state,
+};
 
 const WORDS: usize = 64;
 /// What all words sum up to, section 5.6.24.
@@ -163,6 +168,58 @@ impl Eeprom {
             (_, 0b10) => Command::EraseAll,
             (_, 0b01) => Command::WriteAll,
             (_, _) => Command::WriteDisable,
+        })
+    }
+
+    pub(super) fn save(&self) -> state::Eeprom {
+        let Self {
+            words,
+            write_enabled,
+            pins,
+            taken,
+            shift,
+            output,
+        } = self;
+        state::Eeprom {
+            words: words.to_vec(),
+            write_enabled: *write_enabled,
+            pins: pins.into_bits(),
+            taken: *taken,
+            shift: *shift,
+            output: *output,
+        }
+    }
+
+    pub(super) fn restore(saved: &state::Eeprom) -> Result<Self, LoadError> {
+        let error = |field, problem: String| Err(LoadError::new(field, problem));
+        let state::Eeprom {
+            words,
+            write_enabled,
+            pins,
+            taken,
+            shift,
+            output,
+        } = saved;
+        let Ok(words) = words.as_slice().try_into() else {
+            return error("words", format!("are {}, not {WORDS}", words.len()));
+        };
+        if pins & !Eecd::USED != 0 {
+            return error("pins", format!("can't be {pins:#x}"));
+        }
+        if *taken > COMMAND_BITS + DATA_BITS {
+            return error("taken", format!("{taken} bits are more than a command has"));
+        }
+        // The start bit is the first.
+        if u32::BITS - shift.leading_zeros() != *taken {
+            return error("shift", format!("{shift:#x} has not {taken} bits"));
+        }
+        Ok(Self {
+            words,
+            write_enabled: *write_enabled,
+            pins: Eecd::from_bits(*pins),
+            taken: *taken,
+            shift: *shift,
+            output: *output,
         })
     }
 

@@ -21,6 +21,7 @@ mod queue;
 mod rx;
 mod segment;
 mod spec;
+mod state;
 mod statistics;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,7 @@ mod wire;
 use std::{os::fd::BorrowedFd, time::Instant};
 
 use pci::{
-    Bar, Bus, Capability, Identity,
+    Bar, Bus, Capability, Identity, LoadError, Saved,
     regs::{self, Regs},
 };
 use tracing::trace;
@@ -334,6 +335,41 @@ impl pci::Device for Controller {
         self.load_eeprom();
         self.update_status();
         self.settle();
+    }
+
+    fn save(&self) -> Saved {
+        let Self {
+            regs,
+            io_address,
+            eeprom,
+            phy,
+            tx,
+            rx,
+            // The host's.
+            backend: _,
+            // What follows from the rest.
+            interest: _,
+            past: _,
+        } = self;
+        let state = state::Controller {
+            registers: regs.save(),
+            io_address: *io_address,
+            eeprom: eeprom.save(),
+            phy: phy.save(),
+            transmitter: tx.save(),
+            receiver: rx.save(),
+        };
+        Saved::new(crate::E1000.name, state::VERSION, &state)
+    }
+
+    fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
+        let state: state::Controller = saved.state(crate::E1000.name, state::VERSION)?;
+        let parts = state.restore().map_err(|error| error.within("state"))?;
+        (self.regs, self.io_address) = (parts.regs, parts.io_address);
+        (self.eeprom, self.phy) = (parts.eeprom, parts.phy);
+        (self.tx, self.rx) = (parts.tx, parts.rx);
+        self.settle();
+        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

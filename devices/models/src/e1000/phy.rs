@@ -2,7 +2,12 @@
 //!
 //! Autonegotiation is over as soon as it starts. The partner offers every speed, full duplex, and no pause.
 
-use super::spec::phy::{self, Control, SpecificStatus, Status};
+use pci::LoadError;
+
+use super::{
+    spec::phy::{self, Control, SpecificStatus, Status},
+    state,
+};
 
 const REGISTERS: usize = 32;
 
@@ -41,6 +46,14 @@ const PARTNER_NEGOTIATES: u16 = 0x0003;
 /// 1000BASE-T status: local and remote receivers fine, the partner does full duplex.
 const PARTNER_GIGABIT: u16 = 0x3800;
 
+/// What software can change in a register.
+fn writable(register: u8) -> u16 {
+    WRITABLE
+        .iter()
+        .find(|(writable, _)| *writable == register)
+        .map_or(0, |(_, bits)| *bits)
+}
+
 /// The PHY.
 #[derive(Debug)]
 pub(super) struct Phy {
@@ -70,6 +83,40 @@ impl Phy {
         for (register, value) in POWER_ON {
             registers[usize::from(register)] = value;
         }
+    }
+
+    pub(super) fn save(&self) -> state::Phy {
+        let Self {
+            registers,
+            link_lost,
+        } = self;
+        state::Phy {
+            registers: registers.to_vec(),
+            link_lost: *link_lost,
+        }
+    }
+
+    pub(super) fn restore(saved: &state::Phy) -> Result<Self, LoadError> {
+        let state::Phy {
+            registers,
+            link_lost,
+        } = saved;
+        let Ok(registers) = registers.as_slice().try_into() else {
+            let problem = format!("are {}, not {REGISTERS}", registers.len());
+            return Err(LoadError::new("registers", problem));
+        };
+        let power_on = Self::new();
+        for (register, (now, then)) in std::iter::zip(registers, power_on.registers).enumerate() {
+            let value: u16 = now;
+            if (value ^ then) & !writable(register as u8) != 0 {
+                let problem = format!("can't be {value:#06x}");
+                return Err(LoadError::new(format!("registers[{register}]"), problem));
+            }
+        }
+        Ok(Self {
+            registers,
+            link_lost: *link_lost,
+        })
     }
 
     fn control(&self) -> Control {
@@ -153,10 +200,7 @@ impl Phy {
     /// Writes a register. Returns whether the link went away, if only for a moment.
     pub(super) fn write(&mut self, register: u8, value: u16) -> bool {
         let had_link = self.link();
-        let writable = WRITABLE
-            .iter()
-            .find(|(writable, _)| *writable == register)
-            .map_or(0, |(_, bits)| *bits);
+        let writable = writable(register);
         if let Some(now) = self.registers.get_mut(usize::from(register)) {
             *now = *now & !writable | value & writable;
         }

@@ -3,7 +3,11 @@
 //! A frame waits in the backend while the ring has no descriptor; one that needs more descriptors than there are at the
 //! moment waits here. While the receiver is off or has no link, frames are lost as they are on a wire.
 
-use pci::{Bus, regs::Regs};
+use pci::{
+    Bus,
+    regs::Regs,
+    saved::{Bytes, LoadError},
+};
 
 use super::{
     Controller, checksum, filter, interrupt, parse,
@@ -13,6 +17,7 @@ use super::{
         bits::{Causes, Ctrl, Rctl, Rxcsum},
         descriptor::{Receive, ReceiveStatus},
     },
+    state,
     statistics::{self, Cast, FCS_BYTES},
 };
 
@@ -125,6 +130,42 @@ impl Receiver {
         *held = None;
         *blocked = false;
         *more = false;
+    }
+
+    pub(super) fn save(&self) -> state::Receiver {
+        let Self {
+            buffer,
+            held,
+            blocked,
+            more,
+        } = self;
+        state::Receiver {
+            held: held.map(|length| Bytes(buffer[..length].to_vec())),
+            blocked: *blocked,
+            more: *more,
+        }
+    }
+
+    pub(super) fn restore(saved: &state::Receiver) -> Result<Self, LoadError> {
+        let state::Receiver {
+            held,
+            blocked,
+            more,
+        } = saved;
+        let mut receiver = Self {
+            blocked: *blocked,
+            more: *more,
+            ..Self::new()
+        };
+        if let Some(Bytes(frame)) = held {
+            if frame.is_empty() || frame.len() > LONG_FRAME_BYTES {
+                let problem = format!("a frame has not {} bytes", frame.len());
+                return Err(LoadError::new("held", problem));
+            }
+            receiver.buffer[..frame.len()].copy_from_slice(frame);
+            receiver.held = Some(frame.len());
+        }
+        Ok(receiver)
     }
 
     /// A frame that the transmitter sent comes back. It is lost when it can't be received at once.

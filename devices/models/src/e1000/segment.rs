@@ -5,12 +5,16 @@
 
 use std::ops::Range;
 
+use net::Offload;
+use pci::saved::{Bytes, LoadError};
+
 use super::{
     checksum,
     spec::{
         FRAME_BYTES_MAX,
         descriptor::{ContextOffsets, ContextSegments},
     },
+    state,
 };
 
 const IPV4_TOTAL_LENGTH: usize = 2;
@@ -64,8 +68,9 @@ pub(super) struct Segmenter {
 }
 
 impl Segmenter {
+    const TAG_BYTES: usize = 4;
     /// HDRLEN has 8 bits; and the tag.
-    const HEADER_BYTES: usize = 255 + 4;
+    const HEADER_BYTES: usize = 255 + Self::TAG_BYTES;
 
     /// Prepares to cut `buffer[packet]`, whose header begins with `tag_bytes` of VLAN tag more than the context knows.
     /// `None` when the context makes no sense for it.
@@ -107,18 +112,82 @@ impl Segmenter {
         })
     }
 
+    /// The packet, of which `buffer` has what is left, for a saved state.
+    pub(super) fn save(&self, buffer: &[u8]) -> state::Segments {
+        let Self {
+            // The transmitter's.
+            context: _,
+            insert_ip_checksum,
+            insert_tcp_checksum,
+            header,
+            header_bytes,
+            tag_bytes,
+            next,
+            end,
+            index,
+        } = self;
+        state::Segments {
+            insert_ip_checksum: *insert_ip_checksum,
+            insert_tcp_checksum: *insert_tcp_checksum,
+            header: Bytes(header[..*header_bytes].to_vec()),
+            tagged: *tag_bytes > 0,
+            payload: Bytes(buffer[*next..*end].to_vec()),
+            sent: *index,
+        }
+    }
+
+    /// What [`Segmenter::save`] gave, with what is left of it in `buffer`.
+    pub(super) fn restore(
+        saved: &state::Segments,
+        context: Context,
+        buffer: &mut [u8],
+    ) -> Result<Self, LoadError> {
+        let error = |field, problem| Err(LoadError::new(field, problem));
+        let state::Segments {
+            insert_ip_checksum,
+            insert_tcp_checksum,
+            header: Bytes(header),
+            tagged,
+            payload: Bytes(payload),
+            sent,
+        } = saved;
+        let tag_bytes = if *tagged { Self::TAG_BYTES } else { 0 };
+        if header.len() != usize::from(context.segments.header_bytes()) + tag_bytes {
+            return error("header", "has not the length that the context says");
+        }
+        let packet = 0..header.len() + payload.len();
+        let Some(room) = buffer.get_mut(packet.clone()) else {
+            return error("payload", "is longer than a packet can be");
+        };
+        if payload.is_empty() && *sent > 0 {
+            return error("payload", "is empty: all segments were sent");
+        }
+        room[..header.len()].copy_from_slice(header);
+        room[header.len()..].copy_from_slice(payload);
+        let segmenter = Self::new(
+            context,
+            *insert_ip_checksum,
+            *insert_tcp_checksum,
+            buffer,
+            packet,
+            tag_bytes,
+        );
+        let Some(segmenter) = segmenter else {
+            return error("header", "can't be cut as the context says");
+        };
+        Ok(Self {
+            index: *sent,
+            ..segmenter
+        })
+    }
+
     /// Payload bytes of a full segment.
-    pub(super) fn segment_bytes(&self) -> usize {
+    fn segment_bytes(&self) -> usize {
         self.context.segments.segment_bytes().into()
     }
 
-    /// Bytes of every segment's header, tag included.
-    pub(super) fn header_bytes(&self) -> usize {
-        self.header_bytes
-    }
-
     /// Payload bytes that are left.
-    pub(super) fn left(&self) -> usize {
+    fn left(&self) -> usize {
         self.end - self.next
     }
 
@@ -153,13 +222,41 @@ impl Segmenter {
         self.next == self.end
     }
 
-    /// Makes the packet whole for someone else to cut: lengths and sums as if it went out in one piece.
-    pub(super) fn build_whole(&self, frame: &mut [u8]) {
+    /// How someone else can cut the packet, if nothing of it was sent, there is something to cut, and it is to be done as
+    /// everybody does it.
+    pub(super) fn offload(&self) -> Option<Offload> {
+        let start = u16::from(self.context.offsets.tcp_start());
+        let at = u16::from(self.context.offsets.tcp_offset());
+        let untagged_header_bytes = self.header_bytes - self.tag_bytes;
+        let usual = self.context.segments.tcp()
+            && self.insert_tcp_checksum
+            && self.context.offsets.tcp_end() == 0
+            && start <= at
+            && usize::from(at) + 2 <= untagged_header_bytes;
+        // IP has 16 bits for its length.
+        let fits = untagged_header_bytes + self.left() <= usize::from(u16::MAX);
+        let worth = self.index == 0 && self.left() > self.segment_bytes();
+        (usual && fits && worth).then(|| Offload::Segment {
+            ip_version: if self.context.segments.ipv4() { 4 } else { 6 },
+            header_bytes: self.header_bytes as u16,
+            segment_bytes: self.context.segments.segment_bytes(),
+            start: start + self.tag_bytes as u16,
+            offset: at - start,
+        })
+    }
+
+    /// Makes the packet whole for someone else to cut, with lengths and sums as if it went out in one piece, and says
+    /// where in the buffer it is. Doing so twice gives the same.
+    pub(super) fn build_whole(&self, buffer: &mut [u8]) -> Range<usize> {
+        let whole = self.next - self.header_bytes..self.end;
+        let frame = &mut buffer[whole.clone()];
+        frame[..self.header_bytes].copy_from_slice(&self.header[..self.header_bytes]);
         let inner = &mut frame[self.tag_bytes..];
         self.fix(inner, true);
         let start = usize::from(self.context.offsets.tcp_start());
         let at = usize::from(self.context.offsets.tcp_offset());
         checksum::add_to_field(inner, at, (inner.len() - start) as u16);
+        whole
     }
 
     /// What differs from segment to segment, except the TCP checksum (table 3-5 of the manual). `frame` begins where the

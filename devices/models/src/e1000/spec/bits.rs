@@ -67,6 +67,11 @@ pub(in crate::e1000) struct Eecd {
     __: u32,
 }
 
+impl Eecd {
+    /// The bits that are not reserved.
+    pub(in crate::e1000) const USED: u32 = 0x1ff;
+}
+
 /// EEPROM Read, section 13.4.4.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Eerd {

@@ -30,9 +30,9 @@ pub(super) const FRAME_BYTES_MAX: usize = 16_288;
 
 const ALL: u32 = 0xffff_ffff;
 
-/// A statistics register, section 13.7: read-only, cleared by reading.
+/// A statistics register, section 13.7: counted by the device, cleared by reading.
 const fn statistic(offset: u32) -> Reg {
-    Reg::at(offset).read_to_clear(ALL)
+    Reg::at(offset).read_to_clear(ALL).driven(ALL)
 }
 
 pci::registers! {
@@ -40,11 +40,11 @@ pci::registers! {
 
     // Device control and status, 13.4.1 to 13.4.9.
     CTRL = Reg::at(0x0000).aliases(&[0x0004]).power_on(0x0020_0201).writable(0x58fc_1be9);
-    STATUS = Reg::at(0x0008);
-    EECD = Reg::at(0x0010).power_on(0x0000_0110).writable(0x77);
-    EERD = Reg::at(0x0014);
+    STATUS = Reg::at(0x0008).driven(0x0bc3);
+    EECD = Reg::at(0x0010).power_on(0x0000_0110).writable(0x77).driven(0x88);
+    EERD = Reg::at(0x0014).driven(0xffff_fffe);
     CTRL_EXT = Reg::at(0x0018).writable(0x0002_cfff);
-    MDIC = Reg::at(0x0020).power_on(0x1000_0000);
+    MDIC = Reg::at(0x0020).power_on(0x1000_0000).driven(ALL);
     FCAL = Reg::at(0x0028).writable(ALL);
     FCAH = Reg::at(0x002c).writable(0xffff);
     FCT = Reg::at(0x0030).writable(0xffff);
@@ -53,13 +53,13 @@ pci::registers! {
     TXCW = Reg::at(0x0178).writable(0xc000_ffff);
     RXCW = Reg::at(0x0180);
     LEDCTL = Reg::at(0x0e00).power_on(0x0706_8302).writable(0xcfcf_cfcf);
-    PBA = Reg::at(0x1000).power_on(0x0010_0030).writable(0x7f);
+    PBA = Reg::at(0x1000).power_on(0x0010_0030).writable(0x7f).driven(0x007f_0000);
 
     // Interrupts, 13.4.17 to 13.4.21.
-    ICR = Reg::at(0x00c0).read_to_clear(ALL).write_one_to_clear(ALL);
+    ICR = Reg::at(0x00c0).read_to_clear(ALL).write_one_to_clear(ALL).driven(bits::Causes::DEFINED);
     ITR = Reg::at(0x00c4).writable(0xffff);
     ICS = Reg::at(0x00c8);
-    IMS = Reg::at(0x00d0);
+    IMS = Reg::at(0x00d0).driven(bits::Causes::DEFINED);
     IMC = Reg::at(0x00d8);
 
     // Receive, 13.4.22 to 13.4.32.
@@ -145,16 +145,16 @@ pci::registers! {
     XOFFTXC = statistic(0x4054);
     FCRUC = statistic(0x4058);
     /// Six registers, by size: 64, 65-127, 128-255, 256-511, 512-1023 and more bytes.
-    PRC = Reg::at(0x405c).array(6, 4).read_to_clear(ALL);
+    PRC = Reg::at(0x405c).array(6, 4).read_to_clear(ALL).driven(ALL);
     GPRC = statistic(0x4074);
     BPRC = statistic(0x4078);
     MPRC = statistic(0x407c);
     GPTC = statistic(0x4080);
     // The pairs of 64 bits clear together, when the upper half is read.
-    GORCL = Reg::at(0x4088);
-    GORCH = Reg::at(0x408c);
-    GOTCL = Reg::at(0x4090);
-    GOTCH = Reg::at(0x4094);
+    GORCL = Reg::at(0x4088).driven(ALL);
+    GORCH = Reg::at(0x408c).driven(ALL);
+    GOTCL = Reg::at(0x4090).driven(ALL);
+    GOTCH = Reg::at(0x4094).driven(ALL);
     RNBC = statistic(0x40a0);
     RUC = statistic(0x40a4);
     RFC = statistic(0x40a8);
@@ -163,14 +163,14 @@ pci::registers! {
     MGTPRC = statistic(0x40b4);
     MGTPDC = statistic(0x40b8);
     MGTPTC = statistic(0x40bc);
-    TORL = Reg::at(0x40c0);
-    TORH = Reg::at(0x40c4);
-    TOTL = Reg::at(0x40c8);
-    TOTH = Reg::at(0x40cc);
+    TORL = Reg::at(0x40c0).driven(ALL);
+    TORH = Reg::at(0x40c4).driven(ALL);
+    TOTL = Reg::at(0x40c8).driven(ALL);
+    TOTH = Reg::at(0x40cc).driven(ALL);
     TPR = statistic(0x40d0);
     TPT = statistic(0x40d4);
     /// Six registers, as [`PRC`].
-    PTC = Reg::at(0x40d8).array(6, 4).read_to_clear(ALL);
+    PTC = Reg::at(0x40d8).array(6, 4).read_to_clear(ALL).driven(ALL);
     MPTC = statistic(0x40f0);
     BPTC = statistic(0x40f4);
     TSCTC = statistic(0x40f8);

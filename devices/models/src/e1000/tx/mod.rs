@@ -1,33 +1,33 @@
 //! Transmission, sections 3.3 to 3.5: descriptors become frames.
 //!
-//! Descriptors are fetched in batches. Data is gathered in one buffer until a descriptor ends the packet; then checksums,
-//! padding and the VLAN tag are put in, or the packet is cut into segments, and the backend gets it. What the backend can
-//! do itself it gets undone.
+//! Descriptors are fetched in batches. Data is gathered in one buffer until a descriptor ends the packet, which is then
+//! made ready and sent.
 //!
 //! A packet that the backend refuses, or for which this run has no budget left, stays in the buffer, and its last
 //! descriptor stays at the head of the ring until it is sent.
 
-use std::ops::Range;
+mod ready;
+mod state;
 
-use net::{Offload, Offloads};
+use net::Offloads;
 use pci::Bus;
 use zerocopy::IntoBytes;
 
 use super::{
-    Controller, checksum, interrupt,
+    Controller, interrupt,
     queue::{Registers, Ring},
-    segment::{Context, Segmenter},
+    segment::Context,
     spec::{
         self,
-        bits::{Causes, Ctrl, Tctl, Txdctl},
+        bits::{Causes, Tctl, Txdctl},
         descriptor::{
             ContextOffsets, ContextSegments, Data, Legacy, TRANSMIT_DONE, TRANSMIT_STATUS_OFFSET,
             Transmit,
         },
     },
-    statistics::FCS_BYTES,
     wire::{BUDGET_BYTES, OVERHEAD_BYTES, Path, Pause, Way},
 };
+use ready::Ready;
 
 const RING: Registers = Registers {
     base_low: spec::TDBAL,
@@ -42,9 +42,6 @@ const BATCH: usize = 32;
 
 /// Room before the packet, for a VLAN tag.
 const TAG_BYTES: usize = 4;
-const ADDRESSES_BYTES: usize = 12;
-/// The shortest frame on the wire, without FCS.
-const FRAME_BYTES_MIN: usize = 60;
 /// The longest packet to be segmented: 64 KiB and the longest header.
 const BUFFER_BYTES: usize = TAG_BYTES + (64 << 10) + 256;
 
@@ -90,16 +87,6 @@ struct Last {
     insert_fcs: bool,
     insert_checksum: bool,
     tag: Option<u16>,
-}
-
-#[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one, and it is not moved about"
-)]
-enum Ready {
-    Frame { at: Range<usize>, offload: Offload },
-    Segments(Segmenter),
 }
 
 impl Controller {
@@ -296,190 +283,5 @@ impl Transmitter {
         } else {
             self.spoilt = true;
         }
-    }
-
-    /// The packet is complete: makes it ready to be sent, unless it can't be.
-    fn finish(&mut self, packet: Packet, last: Last, way: &mut Way<'_, '_>) {
-        self.ready = if std::mem::take(&mut self.spoilt) {
-            None
-        } else {
-            self.make_ready(packet, last, way)
-        };
-        let segment = matches!(packet, Packet::Data { segment: true, .. });
-        match (&self.ready, segment) {
-            (Some(_), true) => way.regs.count(spec::TSCTC, 1),
-            (None, true) => way.regs.count(spec::TSCTFC, 1),
-            (_, false) => {}
-        }
-        self.packet = None;
-        self.end = match &self.ready {
-            Some(_) => self.end,
-            None => TAG_BYTES,
-        };
-    }
-
-    fn make_ready(&mut self, packet: Packet, last: Last, way: &mut Way<'_, '_>) -> Option<Ready> {
-        let ctrl = Ctrl::from_bits(way.regs.get(spec::CTRL));
-        let tag = last.tag.filter(|_| ctrl.vlan_mode());
-        if let Packet::Data {
-            segment: true,
-            insert_ip_checksum,
-            insert_tcp_checksum,
-        } = packet
-        {
-            let start = self.insert_tag(tag, way.regs.get(spec::VET) as u16);
-            let segmenter = Segmenter::new(
-                self.contexts[1],
-                insert_ip_checksum,
-                insert_tcp_checksum,
-                &self.buffer,
-                start..self.end,
-                TAG_BYTES - start,
-            )?;
-            return Some(self.hand_over(segmenter, start, insert_tcp_checksum, way));
-        }
-        if !last.insert_fcs {
-            self.take_off_fcs()?;
-        }
-        let bytes = self.end - TAG_BYTES;
-        if bytes == 0 || bytes > spec::FRAME_BYTES_MAX {
-            return None;
-        }
-        let mut offload = self.insert_checksums(packet, last, way.offloads);
-        let start = self.insert_tag(tag, way.regs.get(spec::VET) as u16);
-        if let Offload::Checksum { start: from, .. } = &mut offload {
-            *from += (TAG_BYTES - start) as u16;
-        }
-        let pad = Tctl::from_bits(way.regs.get(spec::TCTL)).pad_short();
-        if pad && self.end < start + FRAME_BYTES_MIN {
-            self.buffer[self.end..start + FRAME_BYTES_MIN].fill(0);
-            self.end = start + FRAME_BYTES_MIN;
-        }
-        Some(Ready::Frame {
-            at: start..self.end,
-            offload,
-        })
-    }
-
-    /// The guest's own FCS ends the packet, and backends carry none. `None`: it is wrong, so the next station would drop
-    /// the frame.
-    fn take_off_fcs(&mut self) -> Option<()> {
-        let packet = self.buffer.get(TAG_BYTES..self.end)?;
-        let (frame, sequence) = packet.split_last_chunk()?;
-        self.end -= FCS_BYTES as usize;
-        (checksum::frame_check_sequence(frame) == *sequence).then_some(())
-    }
-
-    /// Inserts the checksums of a packet that is one frame, or says which one is left to the backend.
-    fn insert_checksums(&mut self, packet: Packet, last: Last, offloads: Offloads) -> Offload {
-        let frame = &mut self.buffer[TAG_BYTES..self.end];
-        let (covered, at) = match packet {
-            Packet::Legacy {
-                checksum_start,
-                checksum_offset,
-            } if last.insert_checksum => {
-                (checksum_start.into()..frame.len(), checksum_offset.into())
-            }
-            Packet::Data {
-                insert_ip_checksum,
-                insert_tcp_checksum,
-                ..
-            } => {
-                let context = &self.contexts[0];
-                if insert_ip_checksum {
-                    let covered = context.ip_range();
-                    let at = usize::from(context.offsets.ip_offset());
-                    checksum::insert(frame, covered.start, covered.end, at);
-                }
-                if !insert_tcp_checksum {
-                    return Offload::None;
-                }
-                let at = usize::from(context.offsets.tcp_offset());
-                (context.tcp_range(frame.len()), at)
-            }
-            Packet::Legacy { .. } => return Offload::None,
-        };
-        let inside = covered.start <= at && at + 2 <= frame.len();
-        if offloads.checksum && covered.end == frame.len() && inside {
-            Offload::Checksum {
-                start: covered.start as u16,
-                offset: (at - covered.start) as u16,
-            }
-        } else {
-            checksum::insert(frame, covered.start, covered.end, at);
-            Offload::None
-        }
-    }
-
-    /// Puts the VLAN tag behind the addresses, if there is one. Returns where the packet begins then.
-    fn insert_tag(&mut self, tag: Option<u16>, ether_type: u16) -> usize {
-        match tag {
-            Some(tag) if self.end >= TAG_BYTES + ADDRESSES_BYTES => {
-                self.buffer
-                    .copy_within(TAG_BYTES..TAG_BYTES + ADDRESSES_BYTES, 0);
-                let field = &mut self.buffer[ADDRESSES_BYTES..ADDRESSES_BYTES + TAG_BYTES];
-                field[..2].copy_from_slice(&ether_type.to_be_bytes());
-                field[2..].copy_from_slice(&tag.to_be_bytes());
-                0
-            }
-            _ => TAG_BYTES,
-        }
-    }
-
-    /// Leaves the cutting to the backend, if it does that and there is something to cut.
-    fn hand_over(
-        &mut self,
-        segmenter: Segmenter,
-        start: usize,
-        insert_tcp_checksum: bool,
-        way: &Way<'_, '_>,
-    ) -> Ready {
-        let context = &self.contexts[1];
-        let tag_bytes = (TAG_BYTES - start) as u16;
-        let from = u16::from(context.offsets.tcp_start());
-        let at = u16::from(context.offsets.tcp_offset());
-        let usual = context.segments.tcp()
-            && insert_tcp_checksum
-            && context.offsets.tcp_end() == 0
-            && from <= at
-            && at + 2 <= segmenter.header_bytes() as u16 - tag_bytes;
-        // IP has 16 bits for its length.
-        let fits = self.end - start - usize::from(tag_bytes) <= usize::from(u16::MAX);
-        let worth = segmenter.left() > segmenter.segment_bytes();
-        if way.offloads.segment && usual && fits && worth {
-            segmenter.build_whole(&mut self.buffer[start..self.end]);
-            Ready::Frame {
-                at: start..self.end,
-                offload: Offload::Segment {
-                    ip_version: if context.segments.ipv4() { 4 } else { 6 },
-                    header_bytes: segmenter.header_bytes() as u16,
-                    segment_bytes: context.segments.segment_bytes(),
-                    start: from + tag_bytes,
-                    offset: at - from,
-                },
-            }
-        } else {
-            Ready::Segments(segmenter)
-        }
-    }
-
-    /// Sends what is ready. What remains unsent on an error stays ready.
-    fn send_ready(&mut self, way: &mut Way<'_, '_>) -> Result<(), Pause> {
-        match &mut self.ready {
-            None => return Ok(()),
-            Some(Ready::Frame { at, offload }) => {
-                way.send(&self.buffer[at.clone()], *offload)?;
-            }
-            Some(Ready::Segments(segmenter)) => loop {
-                let at = segmenter.build(&mut self.buffer);
-                way.send(&self.buffer[at], Offload::None)?;
-                if segmenter.advance() {
-                    break;
-                }
-            },
-        }
-        self.ready = None;
-        self.end = TAG_BYTES;
-        Ok(())
     }
 }

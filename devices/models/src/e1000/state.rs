@@ -1,0 +1,184 @@
+//! Saved state: what a driver could tell from a controller after power-on, as plain values.
+//!
+//! A field that is added, taken away or read otherwise makes a new [`VERSION`], and [`pci::Device::load`] says what it
+//! does with older ones. Where a packet lies in a buffer of ours is not part of it.
+
+use pci::{
+    LoadError,
+    regs::{self, Regs},
+    saved::Bytes,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{eeprom, phy, rx, spec, tx};
+
+/// The version of this format.
+pub(super) const VERSION: u32 = 1;
+
+/// The whole controller.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Controller {
+    /// With the filters, the statistics and the interrupt causes, which are registers.
+    pub(super) registers: regs::Saved,
+    pub(super) io_address: u32,
+    pub(super) eeprom: Eeprom,
+    pub(super) phy: Phy,
+    pub(super) transmitter: Transmitter,
+    pub(super) receiver: Receiver,
+}
+
+/// The EEPROM's content, and the command that is being clocked into it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Eeprom {
+    pub(super) words: Vec<u16>,
+    pub(super) write_enabled: bool,
+    /// As bits of EECD.
+    pub(super) pins: u32,
+    /// Bits of the command so far.
+    pub(super) taken: u32,
+    pub(super) shift: u32,
+    pub(super) output: bool,
+}
+
+/// The PHY.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Phy {
+    pub(super) registers: Vec<u16>,
+    pub(super) link_lost: bool,
+}
+
+/// The transmitter between descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Transmitter {
+    /// For checksums, and for segmentation.
+    pub(super) contexts: [Context; 2],
+    pub(super) packet: Option<Packet>,
+    pub(super) full: bool,
+    pub(super) more: bool,
+    pub(super) stalled: bool,
+}
+
+/// A context descriptor, in two words as in the guest's memory.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Context {
+    pub(super) offsets: u64,
+    pub(super) segments: u64,
+}
+
+/// A packet on its way.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub(super) enum Packet {
+    /// More descriptors are to come.
+    Gathering(Gathering),
+    /// Complete; goes out as one frame.
+    Frame(Frame),
+    /// Complete; goes out in segments, of which some may have been sent.
+    Segments(Segments),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Gathering {
+    pub(super) options: Options,
+    pub(super) spoilt: bool,
+    pub(super) data: Bytes,
+}
+
+/// What the packet's first descriptor said.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub(super) enum Options {
+    Legacy {
+        checksum_start: u8,
+        checksum_offset: u8,
+    },
+    Data {
+        segment: bool,
+        insert_ip_checksum: bool,
+        insert_tcp_checksum: bool,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Frame {
+    pub(super) data: Bytes,
+    /// What is still to be summed.
+    pub(super) checksum: Option<Checksum>,
+}
+
+/// From `start` to the frame's end; the sum goes to `at`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Checksum {
+    pub(super) start: u16,
+    pub(super) at: u16,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Segments {
+    pub(super) insert_ip_checksum: bool,
+    pub(super) insert_tcp_checksum: bool,
+    /// Of every segment.
+    pub(super) header: Bytes,
+    /// There is a VLAN tag in the header.
+    pub(super) tagged: bool,
+    /// What was not sent.
+    pub(super) payload: Bytes,
+    /// How many segments were.
+    pub(super) sent: u32,
+}
+
+/// The receiver between frames.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Receiver {
+    /// A frame that waits for descriptors.
+    pub(super) held: Option<Bytes>,
+    pub(super) blocked: bool,
+    pub(super) more: bool,
+}
+
+/// The live parts of a controller.
+pub(super) struct Parts {
+    pub(super) regs: Regs,
+    pub(super) io_address: u32,
+    pub(super) eeprom: eeprom::Eeprom,
+    pub(super) phy: phy::Phy,
+    pub(super) tx: tx::Transmitter,
+    pub(super) rx: rx::Receiver,
+}
+
+impl Controller {
+    /// Makes the parts anew, so that what goes wrong leaves those that are there alone.
+    pub(super) fn restore(&self) -> Result<Parts, LoadError> {
+        let Self {
+            registers,
+            io_address,
+            eeprom,
+            phy,
+            transmitter,
+            receiver,
+        } = self;
+        if io_address & !spec::IOADDR_WRITABLE != 0 {
+            let problem = format!("can't be {io_address:#x}");
+            return Err(LoadError::new("io_address", problem));
+        }
+        let within = |outer: &'static str| move |error: LoadError| error.within(outer);
+        Ok(Parts {
+            regs: Regs::restore(spec::REGS, registers).map_err(within("registers"))?,
+            io_address: *io_address,
+            eeprom: eeprom::Eeprom::restore(eeprom).map_err(within("eeprom"))?,
+            phy: phy::Phy::restore(phy).map_err(within("phy"))?,
+            tx: tx::Transmitter::restore(transmitter).map_err(within("transmitter"))?,
+            rx: rx::Receiver::restore(receiver).map_err(within("receiver"))?,
+        })
+    }
+}
