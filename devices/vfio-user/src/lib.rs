@@ -21,7 +21,7 @@ pub use message::MigrationState;
 pub use session::Session;
 pub use socket::Closed;
 
-use std::{ops::Range, os::fd::OwnedFd};
+use std::{ops::Range, os::fd::OwnedFd, sync::Arc};
 
 use link::Link;
 use nix::errno::Errno;
@@ -71,6 +71,8 @@ pub struct Region {
     pub mapping: Option<Mapping>,
     /// Writes that a client may announce by an eventfd instead of a message.
     pub io_events: Vec<IoEvent>,
+    /// What it is, if it is none of those that every device of the bus has (PCI: the first nine).
+    pub device_type: Option<DeviceType>,
 }
 
 impl Region {
@@ -85,8 +87,18 @@ impl Region {
             },
             mapping: None,
             io_events: Vec::new(),
+            device_type: None,
         }
     }
+}
+
+/// What a region that only some devices have is for (`VFIO_REGION_INFO_CAP_TYPE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceType {
+    /// VFIO's number for the kind of region, or a PCI vendor's id with bit 31 set.
+    pub kind: u32,
+    /// Which of its kind.
+    pub subtype: u32,
 }
 
 /// The file behind a region, or behind parts of it.
@@ -109,8 +121,8 @@ pub struct IoEvent {
     pub size_bytes: u64,
     /// Only a write of this value counts.
     pub value: Option<u64>,
-    /// What is signalled; the client gets a duplicate.
-    pub eventfd: OwnedFd,
+    /// What is signalled; the client gets a duplicate, and one only for the events that share it.
+    pub eventfd: Arc<OwnedFd>,
 }
 
 /// A device as a session sees it: regions, interrupts, reset.

@@ -1,0 +1,7 @@
+//! Every request that a client may send, by the specification's tables: raw bytes where no client sends them.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
+mod access;
+mod info;
+mod support;
