@@ -9,6 +9,7 @@ mod link;
 mod listener;
 mod memory;
 mod message;
+mod migration;
 mod negotiate;
 mod requests;
 mod session;

@@ -30,6 +30,7 @@ use crate::{
     link::Link,
     memory::Memory,
     message::{Command, Header},
+    migration::Machine,
     negotiate,
     requests::{self, Context},
     socket::{Closed, Frame, Reply},
@@ -48,6 +49,7 @@ pub struct Session {
     /// When VERSION is due; `None` once it has been answered.
     negotiation_due: Option<Instant>,
     device_resets: u64,
+    migration: Machine,
     /// The payload that is being served, and its reply: copies, so that the connection is free for memory that is reached
     /// by messages meanwhile.
     payload: Vec<u8>,
@@ -68,6 +70,7 @@ impl Session {
             },
             negotiation_due: Some(now + NEGOTIATION),
             device_resets: 0,
+            migration: Machine::default(),
             payload: Vec::new(),
             reply: Reply::default(),
         })
@@ -145,6 +148,13 @@ impl Session {
         &mut self.lent
     }
 
+    /// Whether the device may do anything: not while the client has stopped it to move it elsewhere, or it failed to load
+    /// what was moved here.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.migration.is_running()
+    }
+
     /// How often the client sent DEVICE_RESET.
     #[must_use]
     pub fn device_resets(&self) -> u64 {
@@ -182,12 +192,14 @@ impl Session {
             (None, Command::DEVICE_RESET) => {
                 self.device_resets += 1;
                 device.reset(&mut self.lent);
+                self.migration = Machine::default();
                 Ok(())
             }
             (None, command) => {
                 let mut context = Context {
                     device,
                     lent: &mut self.lent,
+                    migration: &mut self.migration,
                     reply: &mut self.reply,
                 };
                 requests::answer(&mut context, command, &self.payload, fds)

@@ -8,20 +8,25 @@
 
 mod access;
 mod dma;
+mod feature;
 mod info;
 mod irqs;
+mod migration;
 
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Device, Lent, message::Command, negotiate::MAX_MESSAGE_FDS, socket::Reply};
+use crate::{
+    Device, Lent, message::Command, migration::Machine, negotiate::MAX_MESSAGE_FDS, socket::Reply,
+};
 
 /// What a request works on.
 pub(crate) struct Context<'a> {
     pub(crate) device: &'a mut dyn Device,
     pub(crate) lent: &'a mut Lent,
+    pub(crate) migration: &'a mut Machine,
     pub(crate) reply: &'a mut Reply,
 }
 
@@ -49,9 +54,10 @@ pub(crate) fn answer(
         Command::DEVICE_GET_REGION_INFO => info::region(context, payload),
         Command::DEVICE_GET_REGION_IO_FDS => info::io_fds(context, payload),
         Command::DEVICE_GET_IRQ_INFO => irqs::info(context, payload),
+        Command::DEVICE_FEATURE => feature::answer(context, payload),
+        Command::MIG_DATA_READ => migration::read(context, payload),
+        Command::MIG_DATA_WRITE => migration::write(context, payload),
         Command::VERSION => Err(Errno::EINVAL),
-        // As the kernel says it of a feature that a device does not have.
-        Command::DEVICE_FEATURE => Err(Errno::ENOTTY),
         _ => Err(Errno::ENOTSUP),
     }
 }

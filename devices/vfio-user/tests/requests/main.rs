@@ -3,5 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 mod access;
+mod feature;
 mod info;
+mod migration;
 mod support;

@@ -14,7 +14,7 @@ use nix::{
     errno::Errno,
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
-use vfio_user::{Device, IrqInfo, Lent, Region, Session};
+use vfio_user::{Device, IrqInfo, Lent, Migration, Region, Session};
 
 /// Every test ends by then.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -27,6 +27,11 @@ pub(crate) struct Fake {
     pub(crate) bytes: [u8; 256],
     /// Region, offset and data of each write.
     pub(crate) writes: Vec<(u32, u64, Vec<u8>)>,
+    /// Whether it can be migrated; its state is "fake" and its bytes.
+    pub(crate) is_movable: bool,
+    /// What saving fails with.
+    pub(crate) save_error: Option<Errno>,
+    pub(crate) is_running: bool,
 }
 
 pub(crate) const FAILS: u64 = 0xf0;
@@ -49,6 +54,9 @@ impl Default for Fake {
             ],
             bytes: std::array::from_fn(|i| i as u8),
             writes: Vec::new(),
+            is_movable: false,
+            save_error: None,
+            is_running: true,
         }
     }
 }
@@ -92,6 +100,33 @@ impl Device for Fake {
 
     fn reset(&mut self, _: &mut Lent) {
         self.bytes = [0; 256];
+        self.is_running = true;
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        self.is_movable.then_some(self as _)
+    }
+}
+
+impl Migration for Fake {
+    fn set_running(&mut self, _: &mut Lent, running: bool) {
+        assert_ne!(self.is_running, running);
+        self.is_running = running;
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, Errno> {
+        assert!(!self.is_running);
+        match self.save_error {
+            Some(errno) => Err(errno),
+            None => Ok([b"fake", &self.bytes[..]].concat()),
+        }
+    }
+
+    fn load(&mut self, _: &mut Lent, state: &[u8]) -> Result<(), Errno> {
+        assert!(!self.is_running);
+        let bytes = state.strip_prefix(b"fake").ok_or(Errno::EILSEQ)?;
+        self.bytes = bytes.try_into().map_err(|_| Errno::EILSEQ)?;
+        Ok(())
     }
 }
 
