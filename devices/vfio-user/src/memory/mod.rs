@@ -1,0 +1,276 @@
+//! Guest memory: the client's DMA maps, and access to them by IO virtual address.
+//!
+//! A map that came with a file descriptor is mmapped and reached by copying; one without (QEMU sends such for ROM) is reached
+//! by asking the client: [`Remote`]. Whoever accesses memory can't tell the difference.
+//!
+//! The file behind a map may shrink at any time. What is gone then is [`AccessError::Lost`], also if the file grows again, until
+//! the client has unmapped it.
+
+mod fault;
+mod mapping;
+mod maps;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::atomic::{Ordering, fence},
+};
+
+use nix::errno::Errno;
+
+use mapping::{Files, Lost, Mapping};
+use maps::Maps;
+
+/// What the guest's memory map says about one access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// No map covers this address.
+    #[error("no DMA map at {iova:#x}")]
+    Unmapped {
+        /// The first address that is not covered.
+        iova: u64,
+    },
+    /// The map is there and does not allow this.
+    #[error("the DMA map at {iova:#x} does not allow this access")]
+    Denied {
+        /// The first address that is refused.
+        iova: u64,
+    },
+    /// The client has shortened the file behind the map.
+    #[error("the file behind the DMA map no longer has what was at {iova:#x}")]
+    Lost {
+        /// The first address that is gone.
+        iova: u64,
+    },
+    /// The client was asked for the memory and did not serve it.
+    #[error("the client did not serve its memory at {iova:#x}")]
+    Remote {
+        /// Where the access that failed began.
+        iova: u64,
+        /// What the client said, or what became of the connection.
+        #[source]
+        errno: Errno,
+    },
+}
+
+/// What the device may do with a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The device may read.
+    pub read: bool,
+    /// The device may write.
+    pub write: bool,
+}
+
+/// Memory that is reached by messages.
+pub(crate) trait Remote {
+    /// Reads `data.len()` bytes, all in one map.
+    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), Errno>;
+    /// Writes `data`, all in one map.
+    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), Errno>;
+}
+
+/// The DMA maps of one session.
+#[derive(Debug, Default)]
+pub struct Memory {
+    maps: Maps,
+    files: Files,
+}
+
+#[derive(Debug)]
+struct Map {
+    start: u64,
+    /// Inclusive, so that a map may end with the address space.
+    last: u64,
+    access: Access,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    /// The client gave no descriptor.
+    Remote,
+    File {
+        mapping: Rc<Mapping>,
+        /// Where in the mapping the map begins.
+        offset: usize,
+    },
+}
+
+impl Map {
+    fn holds(&self, iova: u64) -> bool {
+        self.start <= iova && iova <= self.last
+    }
+
+    /// Length, or 0 for the one map that has all 2^64 bytes.
+    fn size_bytes(&self) -> u64 {
+        (self.last - self.start).wrapping_add(1)
+    }
+
+    /// As many of `len` bytes from `iova` on as this map has.
+    fn part(&self, iova: u64, len: usize) -> usize {
+        usize::try_from(self.last - iova).map_or(len, |after| len.min(after.saturating_add(1)))
+    }
+}
+
+impl Memory {
+    /// More maps than this are refused; what the server announces as `max_dma_maps`.
+    pub const MAX_MAPS: usize = 65_535;
+
+    /// Adds a map of `size_bytes` at `iova`, backed by `file` from `offset_bytes` on.
+    ///
+    /// # Errors
+    /// `EINVAL` for an empty or wrapping range, no access at all, an offset that is not page aligned, or a range past the
+    /// end of the file; `EEXIST` when it overlaps a map; `EACCES` when the descriptor is not open for such access; `ENOSPC`
+    /// above [`Memory::MAX_MAPS`] or for too many different files; `ENOMEM` when they are too long; what mmap says
+    /// otherwise.
+    pub fn map(
+        &mut self,
+        iova: u64,
+        size_bytes: u64,
+        access: Access,
+        file: Option<(OwnedFd, u64)>,
+    ) -> Result<(), Errno> {
+        let last = last(iova, size_bytes)?;
+        if !access.read && !access.write {
+            return Err(Errno::EINVAL);
+        }
+        if self.maps.len() >= Self::MAX_MAPS {
+            return Err(Errno::ENOSPC);
+        }
+        if self.maps.overlaps(iova, last) {
+            return Err(Errno::EEXIST);
+        }
+        let backing = match file {
+            None => Backing::Remote,
+            Some((file, offset_bytes)) => {
+                let (mapping, offset) = self.files.map(file, offset_bytes, size_bytes, access)?;
+                Backing::File { mapping, offset }
+            }
+        };
+        self.maps.insert(Map {
+            start: iova,
+            last,
+            access,
+            backing,
+        });
+        Ok(())
+    }
+
+    /// Removes every map that lies in the range, and returns the sum of their sizes.
+    ///
+    /// The specification knows only ranges that are exactly one map's, which is what QEMU, cloud-hypervisor and SPDK send;
+    /// VFIO in the kernel takes several whole maps at once, which harms nobody. Part of a map can't go.
+    ///
+    /// # Errors
+    /// `EINVAL` for an empty or wrapping range or one that would cut a map in two; `ENOENT` when no map lies in it.
+    pub fn unmap(&mut self, iova: u64, size_bytes: u64) -> Result<u64, Errno> {
+        let files = &mut self.files;
+        let maps = self.maps.remove(iova, last(iova, size_bytes)?)?;
+        Ok(maps.fold(0, |sum, map| sum + drop_map(files, map)))
+    }
+
+    /// Removes every map, and returns the sum of their sizes.
+    pub fn unmap_all(&mut self) -> u64 {
+        let files = &mut self.files;
+        let maps = self.maps.remove_all();
+        maps.fold(0, |sum, map| sum.wrapping_add(drop_map(files, map)))
+    }
+
+    /// Copies guest memory from `iova` on into `data`; the range may span adjacent maps.
+    pub(crate) fn read(
+        &mut self,
+        remote: &mut dyn Remote,
+        iova: u64,
+        data: &mut [u8],
+    ) -> Result<(), AccessError> {
+        let mut rest = data;
+        let mut at = iova;
+        while !rest.is_empty() {
+            let map = self
+                .maps
+                .find(at)
+                .ok_or(AccessError::Unmapped { iova: at })?;
+            if !map.access.read {
+                return Err(AccessError::Denied { iova: at });
+            }
+            let (now, later) = rest.split_at_mut(map.part(at, rest.len()));
+            match &map.backing {
+                Backing::File { mapping, offset } => mapping
+                    .read(offset + (at - map.start) as usize, now)
+                    .map_err(|lost| lost.at(at))?,
+                Backing::Remote => remote
+                    .read(at, now)
+                    .map_err(|errno| AccessError::Remote { iova: at, errno })?,
+            }
+            at = at.wrapping_add(now.len() as u64);
+            rest = later;
+        }
+        // What is read next was written before this, if this says so: data before the descriptor that points to it.
+        fence(Ordering::Acquire);
+        Ok(())
+    }
+
+    /// Copies `data` to guest memory at `iova`; the range may span adjacent maps. Two, four or eight bytes at an address
+    /// that is a multiple of their number are written at once.
+    pub(crate) fn write(
+        &mut self,
+        remote: &mut dyn Remote,
+        iova: u64,
+        data: &[u8],
+    ) -> Result<(), AccessError> {
+        // A guest that sees this also sees what was written before: data before the status of its descriptor.
+        fence(Ordering::Release);
+        let mut rest = data;
+        let mut at = iova;
+        while !rest.is_empty() {
+            let map = self
+                .maps
+                .find(at)
+                .ok_or(AccessError::Unmapped { iova: at })?;
+            if !map.access.write {
+                return Err(AccessError::Denied { iova: at });
+            }
+            let (now, later) = rest.split_at(map.part(at, rest.len()));
+            match &map.backing {
+                Backing::File { mapping, offset } => mapping
+                    .write(offset + (at - map.start) as usize, now)
+                    .map_err(|lost| lost.at(at))?,
+                Backing::Remote => remote
+                    .write(at, now)
+                    .map_err(|errno| AccessError::Remote { iova: at, errno })?,
+            }
+            at = at.wrapping_add(now.len() as u64);
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+impl Lost {
+    /// For bytes that were to be copied from or to `iova`.
+    fn at(self, iova: u64) -> AccessError {
+        AccessError::Lost {
+            iova: iova.wrapping_add(self.0 as u64),
+        }
+    }
+}
+
+/// The last address of a range.
+fn last(iova: u64, size_bytes: u64) -> Result<u64, Errno> {
+    size_bytes
+        .checked_sub(1)
+        .and_then(|more| iova.checked_add(more))
+        .ok_or(Errno::EINVAL)
+}
+
+/// Gives back what a map has, and says how long it was.
+fn drop_map(files: &mut Files, map: Map) -> u64 {
+    let size_bytes = map.size_bytes();
+    if let Backing::File { mapping, .. } = map.backing {
+        files.unmap(mapping);
+    }
+    size_bytes
+}
