@@ -6,6 +6,7 @@
 //! The file behind a map may shrink at any time. What is gone then is [`AccessError::Lost`], also if the file grows again, until
 //! the client has unmapped it.
 
+mod dirty;
 mod fault;
 mod mapping;
 mod maps;
@@ -20,8 +21,11 @@ use std::{
 
 use nix::errno::Errno;
 
+use dirty::DirtyLog;
 use mapping::{Files, Lost, Mapping};
 use maps::Maps;
+
+use crate::message::LoggingRange;
 
 /// What the guest's memory map says about one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +81,8 @@ pub(crate) trait Remote {
 pub struct Memory {
     maps: Maps,
     files: Files,
+    /// Writes are logged.
+    dirty: Option<DirtyLog>,
 }
 
 #[derive(Debug)]
@@ -179,6 +185,51 @@ impl Memory {
         maps.fold(0, |sum, map| sum.wrapping_add(drop_map(files, map)))
     }
 
+    /// Begins to log writes to the ranges, or all writes if there are none, and returns the size of the pages that are told
+    /// apart: the one that was asked for, if it is a power of two from 4 KiB to 1 GiB.
+    ///
+    /// # Errors
+    /// `EINVAL` when writes are being logged, or for a range that is empty or wraps; `E2BIG` for too many ranges.
+    #[allow(dead_code, reason = "the requests over it come next")]
+    pub(crate) fn start_dirty_log(
+        &mut self,
+        page_bytes: u64,
+        ranges: &[LoggingRange],
+    ) -> Result<u64, Errno> {
+        if self.dirty.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let dirty = self.dirty.insert(DirtyLog::new(page_bytes, ranges)?);
+        Ok(dirty.page_bytes())
+    }
+
+    /// Ends logging, and forgets what was not reported.
+    ///
+    /// # Errors
+    /// `EINVAL` when nothing is being logged.
+    #[allow(dead_code, reason = "the requests over it come next")]
+    pub(crate) fn stop_dirty_log(&mut self) -> Result<(), Errno> {
+        self.dirty.take().map(drop).ok_or(Errno::EINVAL)
+    }
+
+    /// Appends a bit for each `page_bytes` from `iova` on, in words of 64 bits: whether the device wrote anything there since
+    /// it was last reported.
+    ///
+    /// # Errors
+    /// `EINVAL` when nothing is being logged, for an empty or wrapping range, or for a page size that is no power of two;
+    /// `E2BIG` when the bits would not fit into a message: ask for less at once.
+    #[allow(dead_code, reason = "the requests over it come next")]
+    pub(crate) fn report_dirty(
+        &mut self,
+        iova: u64,
+        size_bytes: u64,
+        page_bytes: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
+        let dirty = self.dirty.as_mut().ok_or(Errno::EINVAL)?;
+        dirty.report(iova, size_bytes, page_bytes, out)
+    }
+
     /// Copies guest memory from `iova` on into `data`; the range may span adjacent maps.
     pub(crate) fn read(
         &mut self,
@@ -234,14 +285,19 @@ impl Memory {
                 return Err(AccessError::Denied { iova: at });
             }
             let (now, later) = rest.split_at(map.part(at, rest.len()));
-            match &map.backing {
+            let written = match &map.backing {
                 Backing::File { mapping, offset } => mapping
                     .write(offset + (at - map.start) as usize, now)
-                    .map_err(|lost| lost.at(at))?,
+                    .map_err(|lost| lost.at(at)),
                 Backing::Remote => remote
                     .write(at, now)
-                    .map_err(|errno| AccessError::Remote { iova: at, errno })?,
+                    .map_err(|errno| AccessError::Remote { iova: at, errno }),
+            };
+            // Some of it may have been written, even if not all was.
+            if let Some(dirty) = &mut self.dirty {
+                dirty.mark(at, now.len());
             }
+            written?;
             at = at.wrapping_add(now.len() as u64);
             rest = later;
         }
