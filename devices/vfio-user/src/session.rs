@@ -8,10 +8,13 @@
 //!
 //! A request that can't be served is answered with an errno and leaves the session usable; only bytes that are no message
 //! end it. The session takes no more requests than it can hold the replies of: when the client does not read, it waits.
+//!
+//! [`Session::serve`] is for an event loop and never blocks; [`Session::wait`] is for a thread that has nothing else to
+//! do, and costs one recvmsg and one sendmsg for a request that comes alone, and as much for a hundred that come together.
 
 use std::{
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
@@ -27,11 +30,11 @@ use tracing::debug;
 use crate::{
     Device, Lent,
     irq::Irqs,
-    link::Link,
+    link::{Channel, Link},
     memory::Memory,
     message::{Command, Header},
     migration::Machine,
-    negotiate,
+    negotiate::{Negotiated, Proposal},
     requests::{self, Context},
     socket::{Closed, Frame, Reply},
 };
@@ -46,14 +49,23 @@ const NEGOTIATION: Duration = Duration::from_secs(5);
 /// A connected client.
 pub struct Session {
     lent: Lent,
-    /// When VERSION is due; `None` once it has been answered.
-    negotiation_due: Option<Instant>,
+    phase: Phase,
     device_resets: u64,
     migration: Machine,
     /// The payload that is being served, and its reply: copies, so that the connection is free for memory that is reached
     /// by messages meanwhile.
     payload: Vec<u8>,
     reply: Reply,
+    /// How long [`Session::wait`] looks for the next message before it sleeps.
+    spin: Duration,
+    /// When the last one came, if that matters.
+    last_message: Option<Instant>,
+}
+
+enum Phase {
+    /// VERSION is due then.
+    Accepted(Instant),
+    Negotiated(Negotiated),
 }
 
 impl Session {
@@ -68,83 +80,179 @@ impl Session {
                 memory: Memory::default(),
                 link: Some(Link::new(stream)?),
             },
-            negotiation_due: Some(now + NEGOTIATION),
+            phase: Phase::Accepted(now + NEGOTIATION),
             device_resets: 0,
             migration: Machine::default(),
             payload: Vec::new(),
             reply: Reply::default(),
+            spin: Duration::ZERO,
+            last_message: None,
         })
     }
 
-    /// Takes what has arrived, and answers it.
+    /// Takes what has arrived, and answers it. Never blocks.
     ///
     /// # Errors
     /// [`Closed`]: the session is over.
     pub fn serve(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
-        self.link().flush()?;
+        self.begin_turn()?;
+        self.channel().flush()?;
         if self.is_blocked() {
             return Ok(());
         }
-        self.link().receive()?;
+        self.channel().receive()?;
+        self.answer(device)
+    }
+
+    /// Waits until something arrives, and answers it. Returns also when a signal came, and when the client took replies
+    /// that it had not taken before.
+    ///
+    /// # Errors
+    /// [`Closed`]: the session is over. Also when the client does not negotiate in time.
+    pub fn wait(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
+        self.begin_turn()?;
+        if self.wants_write() || self.deadline().is_some() {
+            self.wait_for_either()?;
+            return self.serve(device);
+        }
+        if self.has_requests() || self.spin()? || self.channel().wait()? {
+            if !self.spin.is_zero() {
+                self.last_message = Some(Instant::now());
+            }
+            return self.answer(device);
+        }
+        Ok(())
+    }
+
+    /// For how long after a message [`Session::wait`] keeps looking for the next one, which takes a processor, before it
+    /// sleeps, which takes time to wake from. Zero, which it is at first: not at all.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.spin = spin;
+    }
+
+    /// Looks for a message for as long as it was asked to, and takes it.
+    fn spin(&mut self) -> Result<bool, Closed> {
+        let Some(last) = self.last_message else {
+            return Ok(false);
+        };
+        loop {
+            if self.channel().receive()? {
+                return Ok(true);
+            }
+            if last.elapsed() >= self.spin {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Waits for what [`Session::serve`] can make use of, and no longer than for VERSION.
+    fn wait_for_either(&mut self) -> Result<(), Closed> {
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::POLLIN, !self.is_blocked());
+        wanted.set(PollFlags::POLLOUT, self.wants_write());
+        let timeout = match self.deadline() {
+            None => PollTimeout::NONE,
+            Some(due) => {
+                let left = due.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(Closed::Protocol("VERSION did not come in time"));
+                }
+                // Rounded up, so that a deadline a fraction of a millisecond away does not spin.
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut fds = [PollFd::new(self.connection().main.stream.as_fd(), wanted)];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Closed::Failed(errno)),
+        }
+    }
+
+    /// Answers what has arrived.
+    fn answer(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
         while let Some(frame) = self.next_frame()? {
             self.handle(device, frame)?;
+            self.connection().check()?;
             if self.is_blocked() {
-                self.link().flush()?;
+                self.channel().flush()?;
                 if self.is_blocked() {
                     return Ok(());
                 }
             }
         }
-        self.link().flush()
+        self.channel().flush()
     }
 
     /// The next whole message, its payload in `self.payload`.
     fn next_frame(&mut self) -> Result<Option<Frame>, Closed> {
         let link = self.lent.link.as_mut().expect(CONNECTED);
-        let frame = link.inbox.next()?;
+        let inbox = &mut link.main.inbox;
+        let frame = inbox.next()?;
         if let Some(frame) = &frame {
             self.payload.clear();
-            self.payload.extend_from_slice(link.inbox.payload(frame));
+            self.payload.extend_from_slice(inbox.payload(frame));
         }
         Ok(frame)
     }
 
-    fn link(&mut self) -> &mut Link {
-        self.lent.link.as_mut().expect(CONNECTED)
+    /// # Errors
+    /// [`Closed`]: the session ended between turns.
+    fn begin_turn(&mut self) -> Result<(), Closed> {
+        let link = self.lent.link.as_mut().expect(CONNECTED);
+        link.begin_turn();
+        link.check()
     }
 
-    /// Whether the session waits for the client to take its replies, and for nothing else.
-    #[must_use]
-    pub fn is_blocked(&self) -> bool {
-        self.connection().outbox.len() >= OUTBOX_HIGH_BYTES
-    }
-
-    /// Whether replies wait to be taken.
-    #[must_use]
-    pub fn wants_write(&self) -> bool {
-        self.connection().outbox.len() > 0
+    fn channel(&mut self) -> &mut Channel {
+        &mut self.lent.link.as_mut().expect(CONNECTED).main
     }
 
     fn connection(&self) -> &Link {
         self.lent.link.as_ref().expect(CONNECTED)
     }
 
+    /// Whether the session waits for the client to take its replies, and for nothing else.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.connection().main.outbox.len() >= OUTBOX_HIGH_BYTES
+    }
+
+    /// Whether replies wait to be taken.
+    #[must_use]
+    pub fn wants_write(&self) -> bool {
+        self.connection().main.outbox.len() > 0
+    }
+
+    /// Whether requests are here that came while the device used the client's memory outside of a request. They are to be
+    /// [served](Session::serve): the socket does not tell of them again.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.connection().main.inbox.has_passed_over()
+    }
+
     /// Whether the client has closed its end. What it sent before may still wait to be served.
     #[must_use]
     pub fn has_hung_up(&self) -> bool {
         let hangup = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
-        let mut fds = [PollFd::new(self.connection().stream.as_fd(), hangup)];
+        let mut fds = [PollFd::new(self.connection().main.stream.as_fd(), hangup)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// When the session should be ended unless the client has negotiated by then.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.negotiation_due
+        match self.phase {
+            Phase::Accepted(due) => Some(due),
+            Phase::Negotiated(_) => None,
+        }
     }
 
     /// What the client lends: for work that did not begin with a request.
     pub fn lent(&mut self) -> &mut Lent {
+        if let Some(link) = &mut self.lent.link {
+            link.begin_turn();
+        }
         &mut self.lent
     }
 
@@ -166,14 +274,17 @@ impl Session {
     /// # Errors
     /// What getsockopt says.
     pub fn credentials(&self) -> nix::Result<UnixCredentials> {
-        getsockopt(&self.connection().stream, sockopt::PeerCredentials)
+        getsockopt(&self.connection().main.stream, sockopt::PeerCredentials)
     }
-}
 
-impl Session {
     /// Serves one message and queues the reply, if it gets one.
     fn handle(&mut self, device: &mut dyn Device, frame: Frame) -> Result<(), Closed> {
-        let Frame { header, fds, .. } = frame;
+        let Frame {
+            header,
+            fds,
+            refused,
+            ..
+        } = frame;
         if header.flags & Header::TYPE_MASK != Header::TYPE_COMMAND {
             debug!(
                 id = header.id,
@@ -183,24 +294,25 @@ impl Session {
             return Ok(());
         }
         self.reply.clear();
-        let result = match (self.negotiation_due, header.command) {
-            (Some(_), Command::VERSION) => negotiate::answer(&self.payload).map(|version| {
-                self.reply.bytes.extend_from_slice(&version);
-                self.negotiation_due = None;
-            }),
-            (Some(_), _) => return Err(Closed::Protocol("the first message is not VERSION")),
-            (None, Command::DEVICE_RESET) => {
+        let result = match (&self.phase, header.command) {
+            (Phase::Accepted(_), command) if command != Command::VERSION => {
+                return Err(Closed::Protocol("the first message is not VERSION"));
+            }
+            _ if let Some(errno) = refused => Err(errno),
+            (Phase::Accepted(_), _) => self.negotiate(device, header, &fds),
+            (Phase::Negotiated(_), Command::DEVICE_RESET) => {
                 self.device_resets += 1;
                 device.reset(&mut self.lent);
                 self.migration = Machine::default();
                 Ok(())
             }
-            (None, command) => {
+            (Phase::Negotiated(negotiated), command) => {
                 let mut context = Context {
                     device,
                     lent: &mut self.lent,
                     migration: &mut self.migration,
                     reply: &mut self.reply,
+                    negotiated,
                 };
                 requests::answer(&mut context, command, &self.payload, fds)
             }
@@ -208,6 +320,35 @@ impl Session {
         if header.flags & Header::NO_REPLY == 0 {
             self.send_reply(header, result);
         }
+        Ok(())
+    }
+
+    /// Answers VERSION.
+    fn negotiate(
+        &mut self,
+        device: &mut dyn Device,
+        request: Header,
+        fds: &[OwnedFd],
+    ) -> Result<(), Errno> {
+        if !fds.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let proposal = Proposal::parse(&self.payload)?;
+        // A client that wants no reply would not get the descriptor.
+        let wants_twin = proposal.wants_twin_socket && request.flags & Header::NO_REPLY == 0;
+        // Without one, in want of descriptors, memory is reached in band.
+        let twin = wants_twin.then(UnixStream::pair).and_then(Result::ok);
+        let can_migrate = device.migration().is_some();
+        let (negotiated, version) = proposal.agree(can_migrate, twin.is_some());
+        debug!(?negotiated, "negotiated");
+        self.reply.bytes.extend_from_slice(&version);
+        let ours = twin.map(|(ours, theirs)| {
+            self.reply.fds.push(theirs.into());
+            ours
+        });
+        let link = self.lent.link.as_mut().expect(CONNECTED);
+        link.negotiated(&negotiated, ours).map_err(|_| Errno::EIO)?;
+        self.phase = Phase::Negotiated(negotiated);
         Ok(())
     }
 
@@ -225,12 +366,12 @@ impl Session {
         }
         header.size_bytes = (size_of::<Header>() + self.reply.bytes.len()) as u32;
         let link = self.lent.link.as_mut().expect(CONNECTED);
-        link.outbox.push(&header, &mut self.reply);
+        link.main.outbox.push(&header, &mut self.reply);
     }
 }
 
 impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection().stream.as_fd()
+        self.connection().main.stream.as_fd()
     }
 }

@@ -11,7 +11,6 @@ use crate::{
         CapabilityHeader, DeviceInfo, RegionInfo, RegionIoFds, RegionType, SparseArea, SparseMmap,
         SubRegion,
     },
-    negotiate::MAX_MESSAGE_FDS,
 };
 
 /// DEVICE_GET_INFO.
@@ -58,7 +57,8 @@ pub(super) fn region(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Er
     }
     let fits = request.argsz >= info.argsz;
     let out = &mut context.reply;
-    if let Some(mapping) = region.mapping.as_ref().filter(|_| fits) {
+    let takes_fd = context.negotiated.max_message_fds > 0;
+    if let Some(mapping) = region.mapping.as_ref().filter(|_| fits && takes_fd) {
         info.flags |= RegionInfo::MMAP;
         info.offset = mapping.offset_bytes;
         out.fds.push(duplicate(&mapping.file)?);
@@ -146,7 +146,7 @@ pub(super) fn io_fds(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Er
             .iter()
             .position(|fd| Arc::ptr_eq(fd, &event.eventfd));
         let fd_index = known.unwrap_or(eventfds.len());
-        if fd_index >= MAX_MESSAGE_FDS {
+        if fd_index >= context.negotiated.max_message_fds {
             continue;
         }
         if known.is_none() {

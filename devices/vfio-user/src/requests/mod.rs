@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    Device, Lent, message::Command, migration::Machine, negotiate::MAX_MESSAGE_FDS, socket::Reply,
+    Device, Lent, message::Command, migration::Machine, negotiate::Negotiated, socket::Reply,
 };
 
 /// What a request works on.
@@ -28,6 +28,8 @@ pub(crate) struct Context<'a> {
     pub(crate) lent: &'a mut Lent,
     pub(crate) migration: &'a mut Machine,
     pub(crate) reply: &'a mut Reply,
+    /// What was agreed on with the client.
+    pub(crate) negotiated: &'a Negotiated,
 }
 
 /// Serves one request and appends the reply's payload to `context.reply`.
@@ -40,9 +42,6 @@ pub(crate) fn answer(
     payload: &[u8],
     fds: Vec<OwnedFd>,
 ) -> Result<(), Errno> {
-    if fds.len() > MAX_MESSAGE_FDS {
-        return Err(Errno::EINVAL);
-    }
     match command {
         Command::REGION_WRITE => access::write(context, payload),
         Command::REGION_READ => access::read(context, payload),
