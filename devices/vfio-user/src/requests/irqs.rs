@@ -46,11 +46,11 @@ pub(super) fn set(
     let (request, data) = parse::<IrqSet>(payload)?;
     check_argsz::<IrqSet>(request.argsz)?;
     let IrqSet {
+        argsz,
         flags,
         index,
         start,
         count,
-        ..
     } = request;
     if flags & !(IrqSet::DATA_MASK | IrqSet::ACTIONS) != 0 {
         return Err(Errno::EINVAL);
@@ -74,6 +74,10 @@ pub(super) fn set(
     }
     // An absent list of booleans stands for all true.
     let booleans = match data_type {
+        // Here argsz is of the request, the booleans included.
+        IrqSet::DATA_BOOL if (argsz as usize) < size_of::<IrqSet>() + number => {
+            return Err(Errno::EINVAL);
+        }
         IrqSet::DATA_BOOL => Some(data.get(..number).ok_or(Errno::EINVAL)?),
         _ => None,
     };

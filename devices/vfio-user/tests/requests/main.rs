@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 mod access;
+mod dma;
 mod feature;
 mod info;
+mod irqs;
 mod migration;
 mod support;

@@ -50,7 +50,7 @@ impl Client {
     }
 
     /// MIG_DATA_WRITE.
-    fn write(&mut self, data: &[u8]) {
+    fn deliver(&mut self, data: &[u8]) {
         let size = data.len() as u32;
         let reply = self.call(DATA_WRITE, &[&words(&[8 + size, size])[..], data].concat());
         assert!(reply.is_empty());
@@ -74,7 +74,7 @@ fn every_state_is_reached_from_every_other() {
         for to in STATES {
             let mut client = Client::at(from);
             if from == RESUMING {
-                client.write(&state_of(1));
+                client.deliver(&state_of(1));
             }
             if (from, to) == (STOP_COPY, PRE_COPY) {
                 assert_eq!(client.go(to), Err(Errno::EINVAL));
@@ -179,7 +179,7 @@ fn a_state_is_moved_to_another_device() {
     let mut target = Client::at(RESUMING);
     loop {
         let data = source.read(50);
-        target.write(&data);
+        target.deliver(&data);
         if data.len() < 50 {
             break;
         }
@@ -198,7 +198,7 @@ fn a_bad_state_ends_in_error_and_reset_leads_out_of_it() {
         state_of(0)[1..].to_vec(),
     ] {
         let mut client = Client::at(RESUMING);
-        client.write(&bad);
+        client.deliver(&bad);
         assert_eq!(client.go(RUNNING), Err(Errno::EILSEQ));
         assert_eq!(client.state(), ERROR);
         assert!(!client.session.is_running() && !client.device.is_running);
@@ -220,10 +220,10 @@ fn reset_leads_to_running_from_everywhere() {
         assert!(client.session.is_running() && client.device.is_running);
         // What was to be read or had been written is gone.
         client.go(RESUMING).unwrap();
-        client.write(&state_of(3));
+        client.deliver(&state_of(3));
         client.call(RESET, &[]);
         client.go(RESUMING).unwrap();
-        client.write(&state_of(4));
+        client.deliver(&state_of(4));
         client.go(RUNNING).unwrap();
         assert_eq!(client.device.bytes, [4; 256]);
     }

@@ -20,7 +20,8 @@ use vfio_user::{Device, IrqInfo, Lent, Migration, Region, Session};
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A device of 256 bytes that every region shows from the first on. A write to [`FAILS`] fails with `EIO`; one of eight
-/// bytes to [`DMA`] makes it write the byte 0x5a to guest memory at that address.
+/// bytes to [`DMA`] makes it write the byte 0x5a to guest memory at that address; one to [`LINE`] sets the level of its
+/// first interrupt, and one to [`MESSAGE`] sends the message of that number.
 pub(crate) struct Fake {
     pub(crate) regions: Vec<Region>,
     pub(crate) irqs: Vec<IrqInfo>,
@@ -36,6 +37,8 @@ pub(crate) struct Fake {
 
 pub(crate) const FAILS: u64 = 0xf0;
 pub(crate) const DMA: u64 = 0x80;
+pub(crate) const LINE: u64 = 0x90;
+pub(crate) const MESSAGE: u64 = 0x91;
 
 impl Default for Fake {
     fn default() -> Self {
@@ -90,6 +93,11 @@ impl Device for Fake {
         if let (DMA, Ok(iova)) = (offset, data.try_into()) {
             let iova = u64::from_le_bytes(iova);
             return lent.write(iova, &[0x5a]).map_err(|_| Errno::EFAULT);
+        }
+        match (offset, data) {
+            (LINE, [level]) => lent.irqs.set_level(0, *level != 0),
+            (MESSAGE, [number]) => lent.irqs.trigger(1, (*number).into()),
+            _ => {}
         }
         for (byte, at) in data.iter().zip(offset..) {
             self.bytes[at as usize % 256] = *byte;
@@ -164,6 +172,15 @@ impl Client {
         let version = [b"\0\0\x01\0", capabilities.as_bytes(), b"\0"].concat();
         client.call(1, &version);
         client
+    }
+
+    /// Makes the device do something: see [`Fake`].
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let request = [&access(offset, 0, data.len() as u32)[..], data].concat();
+        match self.call_with(10, &request, &[]).error {
+            0 => Ok(()),
+            errno => Err(Errno::from_raw(errno)),
+        }
     }
 
     /// Sends a request that gets no reply, and lets it be served.
