@@ -8,4 +8,5 @@ mod feature;
 mod info;
 mod irqs;
 mod migration;
+mod peer;
 mod support;
