@@ -4,6 +4,7 @@
 //! a [`Session`]: negotiation, then requests, each answered in order. A session ends with its connection, and the listener
 //! takes the next client. This crate knows regions, interrupts and DMA; it does not know PCI.
 
+pub mod client;
 mod irq;
 mod link;
 mod listener;

@@ -2,11 +2,6 @@
 //!
 //! All fields are in the host's byte order ("Protocol Specification" in the specification).
 
-#![expect(
-    dead_code,
-    reason = "what the server does not serve yet is here before it"
-)]
-
 use vfio_bindings::bindings::vfio as bindings;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -195,6 +195,11 @@ impl Inbox {
         self.remove(start..reply.payload.end);
     }
 
+    /// What was received and not yet taken by [`Self::next`].
+    pub(crate) fn waiting(&self) -> &[u8] {
+        &self.buffer[self.filled.clone()]
+    }
+
     pub(crate) fn payload(&self, frame: &Frame) -> &[u8] {
         &self.buffer[frame.payload.clone()]
     }
