@@ -44,6 +44,12 @@ impl<D: Device> Guest<D> {
     pub fn new(device: D) -> Self {
         let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
         memory.set_len(MEMORY_BYTES).unwrap();
+        let mut guest = Self::with_memory(device, memory);
+        guest.config_write(4, &7u16.to_le_bytes());
+        guest
+    }
+
+    fn with_memory(device: D, memory: File) -> Self {
         let intx = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let mut lent = Lent::default();
         lent.irqs = Irqs::new(&[IrqInfo {
@@ -65,14 +71,12 @@ impl<D: Device> Guest<D> {
         lent.irqs
             .connect(INTX, 0, [Some(line)].into_iter())
             .unwrap();
-        let mut guest = Self {
+        Self {
             function: Function::new(device),
             lent,
             memory,
             intx,
-        };
-        guest.config_write(4, &7u16.to_le_bytes());
-        guest
+        }
     }
 
     /// Reads a 32-bit register.
@@ -194,18 +198,16 @@ impl<D: Device> Guest<D> {
         loaded.map_err(|_| self.function.take_refusal().unwrap())
     }
 
-    /// A guest with the same memory, whose device has taken over the state of this one's. Both go on.
+    /// The same guest with another device, which has taken over the state of the one before.
     ///
     /// # Errors
     /// Why the state was refused.
-    pub fn moved_to(&mut self, device: D) -> Result<Self, LoadError> {
-        let mut there = Self::new(device);
+    pub fn moved_to(mut self, device: D) -> Result<Self, LoadError> {
         self.set_running(false);
-        there.set_running(false);
         let state = self.save();
+        let mut there = Self::with_memory(device, self.memory);
+        there.set_running(false);
         there.load_state(&state)?;
-        there.store(0, &self.load(0, MEMORY_BYTES as usize));
-        self.set_running(true);
         there.set_running(true);
         Ok(there)
     }

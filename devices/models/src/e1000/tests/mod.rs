@@ -3,6 +3,7 @@
 mod hostile;
 mod receive;
 mod registers;
+mod saved;
 mod segmentation;
 mod transmit;
 
