@@ -25,7 +25,7 @@ pub(crate) const MAX_MESSAGE_FDS: usize = 16;
 /// The default, and the smallest page that can be mapped.
 const PAGE_BYTES: u64 = 4096;
 /// The largest bitmap of dirty pages in one reply: for 256 GiB in pages of 4 KiB.
-const MAX_BITMAP_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_BITMAP_BYTES: u64 = 8 << 20;
 
 /// What the two sides agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
 use super::last;
-use crate::{message::LoggingRange, negotiate::MAX_TRANSFER_BYTES};
+use crate::{message::LoggingRange, negotiate::MAX_BITMAP_BYTES};
 
 const MIN_PAGE_BYTES: u64 = 4 << 10;
 const MAX_PAGE_BYTES: u64 = 1 << 30;
@@ -21,8 +21,6 @@ const CHUNK_PAGES: u64 = CHUNK_WORDS as u64 * 64;
 const MAX_CHUNKS: usize = 8192;
 /// As many as the kernel takes.
 const MAX_RANGES: usize = 256;
-/// What fits into one reply, with room for what comes before it.
-const MAX_BITMAP_BYTES: u64 = MAX_TRANSFER_BYTES as u64 - 64;
 
 /// The pages that were written since they were last reported.
 #[derive(Debug)]
@@ -118,17 +116,9 @@ impl DirtyLog {
         out: &mut Vec<u8>,
     ) -> Result<(), Errno> {
         let last = last(iova, size_bytes)?;
-        if !page_bytes.is_power_of_two() {
-            return Err(Errno::EINVAL);
-        }
-        let last_bit = (size_bytes - 1) / page_bytes;
-        let word_count = last_bit / 64 + 1;
-        if word_count > MAX_BITMAP_BYTES / 8 {
-            return Err(Errno::E2BIG);
-        }
-        let mut bitmap = vec![0u64; word_count as usize];
+        let mut bitmap = vec![0u64; bitmap_bytes(size_bytes, page_bytes)? / 8];
         if self.everything {
-            set(&mut bitmap, 0, last_bit);
+            set(&mut bitmap, 0, (size_bytes - 1) / page_bytes);
         } else {
             self.take(iova, last, |from, to| {
                 set(
@@ -180,6 +170,20 @@ impl DirtyLog {
         for index in empty {
             self.chunks.remove(&index);
         }
+    }
+}
+
+/// How long the bitmap for a range is: whole words.
+///
+/// # Errors
+/// `EINVAL` for a page size that is no power of two; `E2BIG` for more than fits into a message.
+pub(crate) fn bitmap_bytes(size_bytes: u64, page_bytes: u64) -> Result<usize, Errno> {
+    if !page_bytes.is_power_of_two() {
+        return Err(Errno::EINVAL);
+    }
+    match size_bytes.div_ceil(page_bytes).div_ceil(64) * 8 {
+        bytes @ 0..=MAX_BITMAP_BYTES => Ok(bytes as usize),
+        _ => Err(Errno::E2BIG),
     }
 }
 

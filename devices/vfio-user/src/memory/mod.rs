@@ -22,6 +22,7 @@ use std::{
 use nix::errno::Errno;
 
 use dirty::DirtyLog;
+pub(crate) use dirty::bitmap_bytes;
 use mapping::{Files, Lost, Mapping};
 use maps::Maps;
 
@@ -190,7 +191,6 @@ impl Memory {
     ///
     /// # Errors
     /// `EINVAL` when writes are being logged, or for a range that is empty or wraps; `E2BIG` for too many ranges.
-    #[allow(dead_code, reason = "the requests over it come next")]
     pub(crate) fn start_dirty_log(
         &mut self,
         page_bytes: u64,
@@ -204,12 +204,13 @@ impl Memory {
     }
 
     /// Ends logging, and forgets what was not reported.
-    ///
-    /// # Errors
-    /// `EINVAL` when nothing is being logged.
-    #[allow(dead_code, reason = "the requests over it come next")]
-    pub(crate) fn stop_dirty_log(&mut self) -> Result<(), Errno> {
-        self.dirty.take().map(drop).ok_or(Errno::EINVAL)
+    pub(crate) fn stop_dirty_log(&mut self) {
+        self.dirty = None;
+    }
+
+    /// Whether writes are being logged.
+    pub(crate) fn has_dirty_log(&self) -> bool {
+        self.dirty.is_some()
     }
 
     /// Appends a bit for each `page_bytes` from `iova` on, in words of 64 bits: whether the device wrote anything there since
@@ -218,7 +219,6 @@ impl Memory {
     /// # Errors
     /// `EINVAL` when nothing is being logged, for an empty or wrapping range, or for a page size that is no power of two;
     /// `E2BIG` when the bits would not fit into a message: ask for less at once.
-    #[allow(dead_code, reason = "the requests over it come next")]
     pub(crate) fn report_dirty(
         &mut self,
         iova: u64,

@@ -4,10 +4,10 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
-use super::{Context, append, check_argsz, parse};
+use super::{Context, append, bitmap_room, check_argsz, parse};
 use crate::{
     Access,
-    message::{DmaMap, DmaUnmap},
+    message::{DirtyBitmap, DmaMap, DmaUnmap},
 };
 
 /// DMA_MAP: what [`Memory::map`](crate::Memory::map) says otherwise, `EEXIST` for an overlap among it.
@@ -32,20 +32,53 @@ pub(super) fn map(
         .map(request.address, request.size_bytes, access, file)
 }
 
-/// DMA_UNMAP: `ENOENT` where nothing is mapped. The reply is the request, as the specification wants it.
+/// DMA_UNMAP: `ENOENT` where nothing is mapped; `E2BIG` for a bitmap that is longer than was negotiated. The reply is the
+/// request, as the specification wants it, and the bitmap.
 pub(super) fn unmap(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Errno> {
-    let (request, _) = parse::<DmaUnmap>(payload)?;
+    let (request, rest) = parse::<DmaUnmap>(payload)?;
     check_argsz::<DmaUnmap>(request.argsz)?;
-    let memory = &mut context.lent.memory;
-    match request.flags {
-        0 => {
-            memory.unmap(request.address, request.size_bytes)?;
-        }
-        DmaUnmap::ALL if request.address == 0 && request.size_bytes == 0 => {
-            memory.unmap_all();
-        }
-        _ => return Err(Errno::EINVAL),
-    }
+    let DmaUnmap {
+        flags,
+        address,
+        size_bytes,
+        ..
+    } = request;
     append(&mut context.reply.bytes, &request);
+    match flags {
+        0 => context.lent.memory.unmap(address, size_bytes).map(|_| ()),
+        DmaUnmap::ALL if address == 0 && size_bytes == 0 => {
+            context.lent.memory.unmap_all();
+            Ok(())
+        }
+        DmaUnmap::GET_DIRTY_BITMAP => unmap_with_bitmap(context, &request, rest),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// As version 0.9.1 of the specification has it, which libvfio-user knows: the last chance to learn what the device
+/// wrote. The bitmap may be longer than the range needs, and is zero there.
+fn unmap_with_bitmap(
+    context: &mut Context<'_>,
+    request: &DmaUnmap,
+    rest: &[u8],
+) -> Result<(), Errno> {
+    let (bitmap, _) = parse::<DirtyBitmap>(rest)?;
+    let needed = bitmap_room(context, request.size_bytes, bitmap.page_size_bytes)?;
+    let size = usize::try_from(bitmap.size_bytes).map_err(|_| Errno::EINVAL)?;
+    if bitmap.size_bytes > context.negotiated.max_bitmap_bytes {
+        return Err(Errno::E2BIG);
+    }
+    let reply = size_of::<DmaUnmap>() + size_of::<DirtyBitmap>() + size;
+    let memory = &mut context.lent.memory;
+    if size < needed || reply > request.argsz as usize || !memory.has_dirty_log() {
+        return Err(Errno::EINVAL);
+    }
+    // Nothing that follows can fail, once the map is gone.
+    memory.unmap(request.address, request.size_bytes)?;
+    let out = &mut context.reply.bytes;
+    append(out, &bitmap);
+    let page_bytes = bitmap.page_size_bytes;
+    memory.report_dirty(request.address, request.size_bytes, page_bytes, out)?;
+    out.resize(reply, 0);
     Ok(())
 }

@@ -19,7 +19,8 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    Device, Lent, message::Command, migration::Machine, negotiate::Negotiated, socket::Reply,
+    Device, Lent, memory::bitmap_bytes, message::Command, migration::Machine,
+    negotiate::Negotiated, socket::Reply,
 };
 
 /// What a request works on.
@@ -77,4 +78,13 @@ fn check_argsz<T>(argsz: u32) -> Result<(), Errno> {
     } else {
         Ok(())
     }
+}
+
+/// How long the bitmap for a range is, if the client takes it in one message.
+fn bitmap_room(context: &Context<'_>, size_bytes: u64, page_bytes: u64) -> Result<usize, Errno> {
+    let bytes = bitmap_bytes(size_bytes, page_bytes)?;
+    if bytes as u64 > context.negotiated.max_bitmap_bytes {
+        return Err(Errno::E2BIG);
+    }
+    Ok(bytes)
 }

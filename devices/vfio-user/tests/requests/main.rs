@@ -7,6 +7,7 @@ mod dma;
 mod feature;
 mod info;
 mod irqs;
+mod logging;
 mod migration;
 mod peer;
 mod support;

@@ -118,7 +118,6 @@ fn what_makes_no_sense_is_refused() {
     let mut memory = Memory::default();
     let mut out = Vec::new();
     let invalid = Err(Errno::EINVAL);
-    assert_eq!(memory.stop_dirty_log(), invalid);
     assert_eq!(memory.report_dirty(0, PAGE, 4096, &mut out), invalid);
     for ranges in [[range(0, 0)], [range(u64::MAX, 2)], [range(PAGE, u64::MAX)]] {
         assert_eq!(
@@ -148,7 +147,7 @@ fn what_makes_no_sense_is_refused() {
         Err(Errno::E2BIG)
     );
     assert!(out.is_empty());
-    memory.stop_dirty_log().unwrap();
+    memory.stop_dirty_log();
     assert_eq!(memory.report_dirty(0, PAGE, 4096, &mut out), invalid);
 }
 
