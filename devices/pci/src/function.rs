@@ -8,7 +8,7 @@ use std::{os::fd::BorrowedFd, time::Instant};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio as bindings;
-use vfio_user::{IrqInfo, Lent, Region};
+use vfio_user::{IrqInfo, IrqKind, Lent, Region};
 
 use crate::{
     Device, LoadError, Saved,
@@ -58,7 +58,7 @@ impl<D: Device> Function<D> {
         let mut irqs = [IrqInfo::default(); _];
         irqs[INTX as usize] = IrqInfo {
             count: identity.interrupt_pin.into(),
-            level: true,
+            kind: IrqKind::Level,
         };
         // The error interrupt, and the one that asks the client to let go of the device.
         for index in [
@@ -67,7 +67,7 @@ impl<D: Device> Function<D> {
         ] {
             irqs[index as usize] = IrqInfo {
                 count: 1,
-                level: false,
+                kind: IrqKind::Notice,
             };
         }
         Self {

@@ -22,7 +22,7 @@ use nix::{
     },
 };
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
-use vfio_user::{Access, Device as _, IrqInfo, Irqs, Lent, Migration as _};
+use vfio_user::{Access, Device as _, IrqAction, IrqInfo, IrqKind, Irqs, Lent, Migration as _};
 
 use crate::{Device, Function, LoadError, bus::INTX};
 
@@ -54,7 +54,7 @@ impl<D: Device> Guest<D> {
         let mut lent = Lent::default();
         lent.irqs = Irqs::new(&[IrqInfo {
             count: 1,
-            level: true,
+            kind: IrqKind::Level,
         }]);
         lent.memory_mut()
             .map(
@@ -69,7 +69,7 @@ impl<D: Device> Guest<D> {
             .unwrap();
         let line = intx.as_fd().try_clone_to_owned().unwrap();
         lent.irqs
-            .connect(INTX, 0, [Some(line)].into_iter())
+            .connect(INTX, IrqAction::Trigger, 0, [Some(line)].into_iter())
             .unwrap();
         Self {
             function: Function::new(device),

@@ -16,7 +16,7 @@ mod requests;
 mod session;
 mod socket;
 
-pub use irq::{IrqInfo, Irqs};
+pub use irq::{IrqAction, IrqInfo, IrqKind, Irqs};
 pub use listener::{ListenError, Listener, MAX_PATH_BYTES};
 pub use memory::{Access, AccessError, Memory};
 pub use message::MigrationState;

@@ -20,7 +20,7 @@ use nix::{
         socket::{ControlMessage, MsgFlags, sendmsg},
     },
 };
-use vfio_user::{Closed, Device, IrqInfo, Lent, Region, Session};
+use vfio_user::{Closed, Device, IrqInfo, IrqKind, Lent, Region, Session};
 
 /// One region of 64 bytes of memory. Writing byte 0 raises the line with 1 and lowers it with 0; writing byte 1 copies a
 /// byte within guest memory from address 0x1000 to 0x1001.
@@ -87,11 +87,11 @@ impl Client {
             irqs: [
                 IrqInfo {
                     count: 1,
-                    level: true,
+                    kind: IrqKind::Level,
                 },
                 IrqInfo {
                     count: 2,
-                    level: false,
+                    kind: IrqKind::Message,
                 },
             ],
             bytes: [0; 64],
@@ -262,7 +262,7 @@ fn device_region_and_irq_info() {
     );
     assert_eq!(
         client.call(7, &words(&[16, 0, 1, 0])).payload,
-        words(&[16, 9, 1, 2])
+        words(&[16, 11, 1, 2])
     );
     assert_eq!(
         client.refused(7, &words(&[16, 0, 2, 0])),

@@ -13,8 +13,10 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
-    rc::{Rc, Weak},
-    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use nix::{
@@ -78,9 +80,15 @@ pub(super) struct Mapping {
     /// Where in the file it begins.
     file_offset: u64,
     key: Key,
-    descriptor: Rc<OwnedFd>,
+    descriptor: Arc<OwnedFd>,
     window: Window,
 }
+
+// SAFETY: the mapping is the process's, not a thread's. Its memory is only ever copied to and from, as something that others
+// change meanwhile, which the guest does in any case.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
 
 /// A part of a mapping is gone: the file was shortened. Says from which of the bytes that were to be copied on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +107,7 @@ impl Files {
         offset_bytes: u64,
         size_bytes: u64,
         access: Access,
-    ) -> Result<(Rc<Mapping>, usize), Errno> {
+    ) -> Result<(Arc<Mapping>, usize), Errno> {
         let end = offset_bytes.checked_add(size_bytes).ok_or(Errno::EINVAL)?;
         let stat = fstat(&file)?;
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
@@ -128,32 +136,32 @@ impl Files {
         let descriptor = match known.and_then(|known| known.descriptor.upgrade()) {
             Some(descriptor) => descriptor,
             None if self.known.len() >= MAX_FILES => return Err(Errno::ENOSPC),
-            None => Rc::new(file),
+            None => Arc::new(file),
         };
         let whole = (file_bytes <= MAX_WHOLE_BYTES)
             .then(|| Mapping::new(key, &descriptor, 0, file_bytes))
             .transpose();
         // Where the whole file is too much, what was asked for may still fit.
         let mapping = match whole {
-            Ok(Some(whole)) => Rc::new(whole),
+            Ok(Some(whole)) => Arc::new(whole),
             Ok(None) | Err(Errno::ENOMEM) => {
-                Rc::new(Mapping::new(key, &descriptor, offset_bytes, end)?)
+                Arc::new(Mapping::new(key, &descriptor, offset_bytes, end)?)
             }
             Err(errno) => return Err(errno),
         };
         let known = self.known.entry(key).or_insert_with(|| Known {
-            descriptor: Rc::downgrade(&descriptor),
+            descriptor: Arc::downgrade(&descriptor),
             whole: Weak::new(),
         });
         if mapping.file_offset == 0 {
-            known.whole = Rc::downgrade(&mapping);
+            known.whole = Arc::downgrade(&mapping);
         }
         let start = (offset_bytes - mapping.file_offset) as usize;
         Ok((mapping, start))
     }
 
     /// Takes back what [`Files::map`] gave; the last one closes the file.
-    pub(super) fn unmap(&mut self, mapping: Rc<Mapping>) {
+    pub(super) fn unmap(&mut self, mapping: Arc<Mapping>) {
         let key = mapping.key;
         drop(mapping);
         if self
@@ -168,7 +176,7 @@ impl Files {
 
 impl Mapping {
     /// Maps the file from `offset` to `end`, and as much around it as its page size wants.
-    fn new(key: Key, descriptor: &Rc<OwnedFd>, offset: u64, end: u64) -> Result<Self, Errno> {
+    fn new(key: Key, descriptor: &Arc<OwnedFd>, offset: u64, end: u64) -> Result<Self, Errno> {
         fault::install()?;
         let page_bytes = page_bytes(descriptor)?;
         let file_offset = offset - offset % page_bytes;
@@ -201,7 +209,7 @@ impl Mapping {
             len: len.get(),
             file_offset,
             key,
-            descriptor: Rc::clone(descriptor),
+            descriptor: Arc::clone(descriptor),
             window,
         })
     }
@@ -213,7 +221,7 @@ impl Mapping {
 
     /// The file.
     #[expect(dead_code, reason = "taking a session apart asks for it")]
-    pub(super) fn descriptor(&self) -> &Rc<OwnedFd> {
+    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.descriptor
     }
 

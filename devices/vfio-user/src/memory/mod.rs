@@ -15,8 +15,10 @@ mod tests;
 
 use std::{
     os::fd::OwnedFd,
-    rc::Rc,
-    sync::atomic::{Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use nix::errno::Errno;
@@ -100,7 +102,7 @@ enum Backing {
     /// The client gave no descriptor.
     Remote,
     File {
-        mapping: Rc<Mapping>,
+        mapping: Arc<Mapping>,
         /// Where in the mapping the map begins.
         offset: usize,
     },

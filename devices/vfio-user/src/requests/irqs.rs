@@ -2,14 +2,13 @@
 
 use std::os::fd::OwnedFd;
 
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
-    sys::stat::{SFlag, fstat},
-};
+use nix::errno::Errno;
 
 use super::{Context, append, check_argsz, parse};
-use crate::message::{IrqInfo, IrqSet};
+use crate::{
+    irq::{IrqAction, IrqKind},
+    message::{IrqInfo, IrqSet},
+};
 
 /// DEVICE_GET_IRQ_INFO.
 pub(super) fn info(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Errno> {
@@ -20,10 +19,11 @@ pub(super) fn info(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Errn
         .irqs()
         .get(request.index as usize)
         .ok_or(Errno::EINVAL)?;
-    let flags = match (irq.count, irq.level) {
+    let flags = match (irq.count, irq.kind) {
         (0, _) => 0,
-        (_, true) => IrqInfo::EVENTFD | IrqInfo::MASKABLE | IrqInfo::AUTOMASKED,
-        (_, false) => IrqInfo::EVENTFD | IrqInfo::NORESIZE,
+        (_, IrqKind::Level) => IrqInfo::EVENTFD | IrqInfo::MASKABLE | IrqInfo::AUTOMASKED,
+        (_, IrqKind::Message) => IrqInfo::EVENTFD | IrqInfo::MASKABLE | IrqInfo::NORESIZE,
+        (_, IrqKind::Notice) => IrqInfo::EVENTFD | IrqInfo::NORESIZE,
     };
     append(
         &mut context.reply.bytes,
@@ -92,30 +92,22 @@ pub(super) fn set(
         (IrqSet::DATA_NONE | IrqSet::DATA_BOOL, IrqSet::ACTION_UNMASK) => {
             irqs.set_mask(index, start, number, false, chosen)
         }
-        (IrqSet::DATA_EVENTFD, IrqSet::ACTION_TRIGGER) => {
-            // No descriptors at all: the interrupts of the range are taken away.
+        (IrqSet::DATA_EVENTFD, action) => {
+            let action = match action {
+                IrqSet::ACTION_TRIGGER => IrqAction::Trigger,
+                IrqSet::ACTION_MASK => IrqAction::Mask,
+                IrqSet::ACTION_UNMASK => IrqAction::Unmask,
+                _ => return Err(Errno::EINVAL),
+            };
+            // No descriptors at all: those of the range are taken away.
             if fds.is_empty() {
-                return irqs.connect(index, start, (0..number).map(|_| None));
+                return irqs.connect(index, action, start, (0..number).map(|_| None));
             }
             if fds.len() != number {
                 return Err(Errno::EINVAL);
             }
-            for fd in &fds {
-                check_eventfd(fd)?;
-            }
-            irqs.connect(index, start, fds.into_iter().map(Some))
+            irqs.connect(index, action, start, fds.into_iter().map(Some))
         }
-        // To be told of masking by eventfd, as KVM's resampling wants it, is not offered; QEMU falls back.
-        (IrqSet::DATA_EVENTFD, IrqSet::ACTION_MASK | IrqSet::ACTION_UNMASK) => Err(Errno::ENOTSUP),
         _ => Err(Errno::EINVAL),
     }
-}
-
-/// Takes only what signalling need not wait for: an eventfd, which has no file type, and not for one that is full.
-fn check_eventfd(fd: &OwnedFd) -> Result<(), Errno> {
-    if fstat(fd)?.st_mode & SFlag::S_IFMT.bits() != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(|_| ())
 }

@@ -47,11 +47,11 @@ impl Default for Fake {
             irqs: vec![
                 IrqInfo {
                     count: 1,
-                    level: true,
+                    kind: vfio_user::IrqKind::Level,
                 },
                 IrqInfo {
                     count: 4,
-                    level: false,
+                    kind: vfio_user::IrqKind::Message,
                 },
                 IrqInfo::default(),
             ],

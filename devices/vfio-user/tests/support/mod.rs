@@ -28,11 +28,11 @@ impl Scratch {
             irqs: [
                 IrqInfo {
                     count: 1,
-                    level: true,
+                    kind: vfio_user::IrqKind::Level,
                 },
                 IrqInfo {
                     count: 4,
-                    level: false,
+                    kind: vfio_user::IrqKind::Message,
                 },
             ],
             bytes: [0; 256],
