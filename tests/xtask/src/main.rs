@@ -1,5 +1,6 @@
 //! `cargo xtask`: what cargo alone can't do, each with all its set-up.
 
+mod bench;
 mod check;
 mod demo;
 mod setup;
@@ -16,7 +17,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tests::command::INTERRUPTED;
 
-/// Set-up, demonstration and tests of vfu
+/// Set-up, demonstration, tests and measurements of vfu
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
@@ -32,6 +33,12 @@ enum Task {
     Test,
     /// Only the set-up: a QEMU and a guest in the cache folder, missing programs on the host
     Setup,
+    /// Measurements, beside what they are to be compared with
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// A server that is measured.
+    #[command(hide = true)]
+    BenchServer(bench::server::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +46,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Setup => setup::run().map(|_| ()),
+        Task::Bench(bench) => bench::run(&bench),
+        Task::BenchServer(args) => bench::server::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

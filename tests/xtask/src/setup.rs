@@ -16,7 +16,7 @@ pub(crate) fn run() -> Result<Image> {
 }
 
 /// Installs the package when the program is missing.
-fn program(name: &str, package: &str) -> Result<()> {
+pub(crate) fn program(name: &str, package: &str) -> Result<()> {
     if command::find(name).is_some() {
         return Ok(());
     }

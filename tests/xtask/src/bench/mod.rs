@@ -1,0 +1,116 @@
+//! `cargo xtask bench`: how fast it is, beside what it could be and what others are.
+//!
+//! Figures of one run are compared with figures of the same run only. The servers take turns, a tenth of a second each,
+//! over many rounds, so that whatever else the machine does hits all of them alike; what is shown are medians over the
+//! rounds, and ratios are taken within a round first.
+
+mod client;
+mod process;
+mod protocol;
+mod report;
+pub(crate) mod server;
+
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use crate::{cargo, step};
+
+/// Niceness would not do: the kernel weighs it within one session only.
+const REAL_TIME: [&str; 3] = ["chrt", "--fifo", "10"];
+
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// Messages between a client and a server: this project's, the published crate vfio_user's, and a bare socket's
+    ///
+    /// Client and server are two processes, pinned to one core and then to two. A region read of 4 bytes with its reply is
+    /// measured alone, with spinning client and server, and 16 at a time; posted writes of 4 bytes arrive 16 at a time.
+    /// Columns: p50 and p99 of the time from request to reply (16 replies, where 16 are asked for); messages per
+    /// second; the server's processor time and system calls per message; and the ratio of p50 (or of messages per
+    /// second) to the bare socket's. Takes less
+    /// than three minutes, besides the time to build a release. Where it
+    /// may, it runs with a real-time priority, so that other programs wait meanwhile.
+    Protocol(Protocol),
+}
+
+#[derive(Args)]
+pub(crate) struct Protocol {
+    /// How often each server has its turn
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Only these [default: all]
+    #[arg(long, value_enum, value_name = "NAME")]
+    workload: Vec<protocol::Workload>,
+    /// Only on so many cores [default: both]
+    #[arg(long, value_enum, value_name = "NUMBER")]
+    cores: Option<protocol::Cores>,
+    /// Do not count system calls (strace is needed for it)
+    #[arg(long)]
+    skip_system_calls: bool,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fail when a target is missed
+    #[arg(long)]
+    assert: bool,
+    /// This program is a release build already.
+    #[arg(long, hide = true)]
+    built: bool,
+    /// This program has a real-time priority.
+    #[arg(long, hide = true)]
+    real_time: bool,
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    let Bench::Protocol(options) = bench;
+    if !options.built {
+        return Err(build_and_become_release()?);
+    }
+    crate::stop_by_signal()?;
+    let outcome = protocol::run(options)?;
+    report::print(&outcome);
+    if let Some(path) = &options.json {
+        write_json(path, &outcome)?;
+    }
+    report::judge(&outcome, options.assert)
+}
+
+fn write_json(path: &Path, outcome: &protocol::Outcome) -> Result<()> {
+    let text = serde_json::to_string_pretty(&report::json(outcome))?;
+    std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
+}
+
+/// What is measured is a release build; this program is one for development.
+fn build_and_become_release() -> Result<anyhow::Error> {
+    step(cargo()?.args(["build", "--release", "-p", "xtask", "-p", "process"]))?;
+    let here = std::env::current_exe()?;
+    let target = here.ancestors().nth(2).context("cargo's target folder")?;
+    let program = target.join("release").join("xtask");
+    let arguments = std::env::args_os().skip(1);
+    let mut command = if may_be_real_time() {
+        let mut command = Command::new(REAL_TIME[0]);
+        command.args(&REAL_TIME[1..]).arg(&program);
+        command.args(arguments).arg("--real-time");
+        command
+    } else {
+        let mut command = Command::new(&program);
+        command.args(arguments);
+        command
+    };
+    let failed = command.arg("--built").exec();
+    Ok(anyhow::Error::new(failed).context(format!("start {}", program.display())))
+}
+
+fn may_be_real_time() -> bool {
+    let tried = Command::new(REAL_TIME[0])
+        .args(&REAL_TIME[1..])
+        .arg("true")
+        .stderr(Stdio::null())
+        .status();
+    tried.is_ok_and(|status| status.success())
+}
