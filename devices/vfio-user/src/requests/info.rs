@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::{Context, append, check_argsz, parse};
 use crate::{
-    Device, Region,
+    Device, DeviceType, Mapping, Region,
     message::{
         CapabilityHeader, DeviceInfo, RegionInfo, RegionIoFds, RegionType, SparseArea, SparseMmap,
         SubRegion,
@@ -37,7 +37,10 @@ pub(super) fn region(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Er
     let (request, _) = parse::<RegionInfo>(payload)?;
     check_argsz::<RegionInfo>(request.argsz)?;
     let region = find(context.device, request.index)?;
-    let capabilities = capabilities(region);
+    // A client that takes no descriptors can't map anything.
+    let takes_fds = context.negotiated.max_message_fds > 0;
+    let mapping = region.mapping.as_ref().filter(|_| takes_fds);
+    let capabilities = capabilities(mapping, region.device_type);
     let size = size_of::<RegionInfo>();
     let mut info = RegionInfo {
         argsz: (size + capabilities.len()) as u32,
@@ -57,8 +60,7 @@ pub(super) fn region(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Er
     }
     let fits = request.argsz >= info.argsz;
     let out = &mut context.reply;
-    let takes_fd = context.negotiated.max_message_fds > 0;
-    if let Some(mapping) = region.mapping.as_ref().filter(|_| fits && takes_fd) {
+    if let Some(mapping) = mapping.filter(|_| fits) {
         info.flags |= RegionInfo::MMAP;
         info.offset = mapping.offset_bytes;
         out.fds.push(duplicate(&mapping.file)?);
@@ -75,15 +77,12 @@ pub(super) fn region(context: &mut Context<'_>, payload: &[u8]) -> Result<(), Er
 }
 
 /// The chain that follows [`RegionInfo`].
-fn capabilities(region: &Region) -> Vec<u8> {
+fn capabilities(mapping: Option<&Mapping>, device_type: Option<DeviceType>) -> Vec<u8> {
     let mut chain = Vec::new();
-    let areas = region.mapping.iter().flat_map(|mapping| &mapping.areas);
-    let area_count = areas.clone().count();
-    let sparse_bytes = size_of::<SparseMmap>() + area_count * size_of::<SparseArea>();
-    if area_count > 0 {
-        let next = region
-            .device_type
-            .map_or(0, |_| size_of::<RegionInfo>() + sparse_bytes);
+    let areas = mapping.map_or(&[][..], |mapping| &mapping.areas);
+    let sparse_bytes = size_of::<SparseMmap>() + areas.len() * size_of::<SparseArea>();
+    if !areas.is_empty() {
+        let next = device_type.map_or(0, |_| size_of::<RegionInfo>() + sparse_bytes);
         let header = CapabilityHeader {
             id: CapabilityHeader::SPARSE_MMAP,
             version: 1,
@@ -93,7 +92,7 @@ fn capabilities(region: &Region) -> Vec<u8> {
             &mut chain,
             &SparseMmap {
                 header,
-                area_count: area_count as u32,
+                area_count: areas.len() as u32,
                 reserved: 0,
             },
         );
@@ -107,7 +106,7 @@ fn capabilities(region: &Region) -> Vec<u8> {
             );
         }
     }
-    if let Some(device_type) = region.device_type {
+    if let Some(device_type) = device_type {
         let header = CapabilityHeader {
             id: CapabilityHeader::TYPE,
             version: 1,

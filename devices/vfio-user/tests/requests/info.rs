@@ -276,3 +276,22 @@ fn io_events_are_no_more_than_the_client_takes_descriptors() {
     assert_eq!(reply.fds.len(), 16);
     assert_eq!(reply.payload[16 + 16 * 40..][..8], longs(&[0x84]));
 }
+
+#[test]
+fn a_client_gets_no_more_descriptors_than_it_takes() {
+    let areas = || vec![0x1000..0x2000, 0x3000..0x4000];
+    let request = region_info(4096, 0);
+    let (device, _file) = mapped(areas());
+    let mut client = Client::proposing(device, r#"{"capabilities":{"max_msg_fds":0}}"#);
+    // Neither MMAP nor areas of it.
+    let plain = words(&[32, 3, 0, 0, 0x4000, 0, 0, 0]);
+    assert_eq!(client.call(GET_REGION_INFO, &request), plain);
+    // Without a word about it, it takes one.
+    let (mut device, _file) = mapped(areas());
+    device.regions[0].io_events = (0..3).map(|i| event(i, 1, None, &eventfd().1)).collect();
+    let mut client = Client::proposing(device, "{}");
+    let reply = client.call_with(GET_REGION_INFO, &request, &[]);
+    assert_eq!((reply.payload.len(), reply.fds.len()), (80, 1));
+    let reply = client.call_with(GET_REGION_IO_FDS, &words(&[4096, 0, 0, 0]), &[]);
+    assert_eq!((reply.payload.len(), reply.fds.len()), (56, 1));
+}
