@@ -20,8 +20,10 @@ use nix::{
 };
 use support::{Scratch, wait_for};
 use vfio_user::{
-    Access, Closed,
-    client::{Action, Buffer, Client, Error, Interrupts, Options},
+    Access, Closed, MigrationState,
+    client::{
+        Action, Buffer, Capabilities, Client, Error, Interrupts, MultiWrite, Options, TwinSocket,
+    },
 };
 
 const BOTH: Access = Access {
@@ -60,15 +62,15 @@ fn the_device_is_described() {
     assert_eq!(client.negotiated().max_message_fds(), 16);
     let info = client.device_info().unwrap();
     assert!(info.reset && info.pci);
-    assert_eq!((info.region_count, info.irq_count), (2, 2));
+    assert_eq!((info.region_count, info.irq_count), (3, 2));
     let region = client.region_info(0).unwrap();
     assert_eq!(
         (region.size_bytes, region.read, region.write),
         (256, true, true)
     );
     assert!(!region.mmap && region.file.is_none() && region.sparse_areas.is_none());
-    assert_eq!(client.region_info(1).unwrap().size_bytes, 0);
-    assert_eq!(refused(client.region_info(2)), Errno::EINVAL);
+    assert_eq!(client.region_info(2).unwrap().size_bytes, 0);
+    assert_eq!(refused(client.region_info(3)), Errno::EINVAL);
     let irq = client.irq_info(0).unwrap();
     assert_eq!((irq.count, irq.maskable, irq.automasked), (1, true, true));
     let irq = client.irq_info(1).unwrap();
@@ -91,7 +93,7 @@ fn regions_are_read_written_posted_and_reset() {
         refused(client.region_read(0, 254, &mut data)),
         Errno::EINVAL
     );
-    assert_eq!(refused(client.region_write(1, 0, &data)), Errno::EINVAL);
+    assert_eq!(refused(client.region_write(2, 0, &data)), Errno::EINVAL);
     client.reset().unwrap();
     client.region_read(0, 64, &mut data).unwrap();
     assert_eq!(data, [0; 4]);
@@ -240,6 +242,119 @@ fn memory_with_a_file_is_mapped_and_taken_back() {
     }
     client.dma_unmap_all().unwrap();
     assert_eq!(refused(client.dma_unmap(0x8000, 0x2000)), Errno::ENOENT);
+}
+
+#[test]
+fn a_page_of_a_region_is_mapped_and_a_write_is_told_by_an_eventfd() {
+    let (stream, _server) = Scratch::new().serve();
+    let mut client = connect(stream);
+    let region = client.region_info(1).unwrap();
+    assert!(region.mmap);
+    assert_eq!(
+        region.sparse_areas,
+        Some(std::iter::once(0x1000..0x2000).collect())
+    );
+    let file = File::from(region.file.unwrap());
+    let mut bytes = [0; 6];
+    file.read_at(&mut bytes, region.offset + 0x1000).unwrap();
+    assert_eq!(&bytes, b"mapped");
+    let parts = client.region_io_fds(1).unwrap();
+    assert_eq!((parts.sub_regions.len(), parts.fds.len()), (1, 1));
+    let part = parts.sub_regions[0];
+    assert_eq!((part.offset, part.size_bytes, part.data), (0x18, 4, 7));
+    assert_eq!((part.fd_index, part.ioregionfd, part.flags), (0, false, 1));
+    assert!(client.region_io_fds(0).unwrap().sub_regions.is_empty());
+}
+
+#[test]
+fn several_writes_are_done_in_their_order() {
+    let (stream, _server) = Scratch::new().serve();
+    let mut client = connect(stream);
+    assert_eq!(client.negotiated().capabilities.write_multiple, Some(true));
+    let write = |offset, data| MultiWrite {
+        region: 0,
+        offset,
+        data,
+    };
+    let writes = [
+        write(64, &[1, 2, 3, 4][..]),
+        write(65, &[9]),
+        write(67, &[8]),
+    ];
+    assert_eq!(client.region_write_multi(&writes).unwrap(), 3);
+    let mut data = [0; 4];
+    client.region_read(0, 64, &mut data).unwrap();
+    assert_eq!(data, [1, 9, 3, 8]);
+    let long = client.region_write_multi(&[write(64, &[0; 9])]);
+    assert!(matches!(long, Err(Error::Argument(_))));
+}
+
+#[test]
+fn memory_without_a_file_is_reached_by_messages_while_a_reply_is_awaited() {
+    for twin in [false, true] {
+        let (stream, _server) = Scratch::new().serve();
+        let capabilities = Capabilities {
+            twin_socket: Some(TwinSocket {
+                supported: twin,
+                fd_index: None,
+            }),
+            // So that the device's copy takes several messages.
+            max_data_xfer_size: Some(4096),
+            ..Capabilities::all()
+        };
+        let options = Options {
+            capabilities: Some(capabilities),
+            ..Options::default()
+        };
+        let memory = Buffer {
+            address: 0x10_0000,
+            bytes: (0..=255).collect::<Vec<u8>>().repeat(128),
+        };
+        let mut client = Client::with_memory(stream, &options, memory).unwrap();
+        assert_eq!(client.negotiated().twin_socket, twin);
+        client.dma_map(0x10_0000, 0x8000, BOTH, None).unwrap();
+        client
+            .region_write(0, 0x20, &copy(0x10_0001, 0x10_4000, 0x3000))
+            .unwrap();
+        let bytes = &client.memory().bytes;
+        assert_eq!(bytes[1..0x3001], bytes[0x4000..0x7000]);
+        // What the client does not have is the device's error, and nothing worse.
+        client.dma_map(0x20_0000, 0x1000, BOTH, None).unwrap();
+        let outside = client.region_write(0, 0x20, &copy(0x20_0000, 0x10_0000, 4));
+        assert_eq!(refused(outside), Errno::EFAULT);
+        client.reset().unwrap();
+    }
+}
+
+#[test]
+fn a_state_moves_from_one_device_to_another() {
+    let (stream, _source) = Scratch::new().serve();
+    let mut source = connect(stream);
+    let (stream, _target) = Scratch::new().serve();
+    let mut target = connect(stream);
+    source.region_write(0, 64, b"state").unwrap();
+    assert!(source.migration_flags().unwrap().stop_copy);
+    assert_eq!(source.migration_state().unwrap(), MigrationState::RUNNING);
+    source
+        .set_migration_state(MigrationState::STOP_COPY)
+        .unwrap();
+    target
+        .set_migration_state(MigrationState::RESUMING)
+        .unwrap();
+    loop {
+        let data = source.mig_data_read(100).unwrap();
+        target.mig_data_write(&data).unwrap();
+        if data.len() < 100 {
+            break;
+        }
+    }
+    target.set_migration_state(MigrationState::RUNNING).unwrap();
+    assert_eq!(target.migration_state().unwrap(), MigrationState::RUNNING);
+    let mut data = [0; 5];
+    target.region_read(0, 64, &mut data).unwrap();
+    assert_eq!(&data, b"state");
+    let unknown = target.set_migration_state(MigrationState(99));
+    assert_eq!(refused(unknown), Errno::EINVAL);
 }
 
 #[test]

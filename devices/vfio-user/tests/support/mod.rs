@@ -1,7 +1,10 @@
 //! A device to be served, and a thread that serves it.
 
 use std::{
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::FileExt, net::UnixStream},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -9,14 +12,16 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
 };
-use vfio_user::{Closed, Device, IrqInfo, Lent, Region, Session};
+use vfio_user::{Closed, Device, IoEvent, IrqInfo, Lent, Mapping, Migration, Region, Session};
 
 /// Region 0 has 256 bytes. Writing byte 0 raises the line of IRQ index 0 with 1 and lowers it with 0; writing byte 1 sends
 /// the message of that number of IRQ index 1; writing 24 bytes at 0x20 (two addresses and a count) copies guest memory.
-/// Region 1 is not there.
+/// A page of region 1 can be mapped and begins with "mapped"; a write of 7 to its four bytes at 0x18 can be told by an
+/// eventfd. Region 2 is not there. The device can be migrated: its state is its bytes.
 pub(crate) struct Scratch {
-    regions: [Region; 2],
+    regions: [Region; 3],
     irqs: [IrqInfo; 2],
     pub(crate) bytes: [u8; 256],
 }
@@ -24,7 +29,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new() -> Self {
         Self {
-            regions: [Region::new(256), Region::new(0)],
+            regions: [Region::new(256), page(), Region::new(0)],
             irqs: [
                 IrqInfo {
                     count: 1,
@@ -57,6 +62,28 @@ impl Scratch {
                 return (self, closed);
             }
         }
+    }
+}
+
+/// Three pages, the second of which can be mapped.
+fn page() -> Region {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(0x4000).unwrap();
+    file.write_at(b"mapped", 0x2000).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    Region {
+        mapping: Some(Mapping {
+            file: file.into(),
+            offset_bytes: 0x1000,
+            areas: std::iter::once(0x1000..0x2000).collect(),
+        }),
+        io_events: vec![IoEvent {
+            offset: 0x18,
+            size_bytes: 4,
+            value: Some(7),
+            eventfd: OwnedFd::from(eventfd).into(),
+        }],
+        ..Region::new(0x3000)
     }
 }
 
@@ -101,6 +128,23 @@ impl Device for Scratch {
     fn reset(&mut self, lent: &mut Lent) {
         self.bytes = [0; 256];
         lent.irqs.set_level(0, false);
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+}
+
+impl Migration for Scratch {
+    fn set_running(&mut self, _: &mut Lent, _: bool) {}
+
+    fn save(&mut self) -> Result<Vec<u8>, Errno> {
+        Ok(self.bytes.to_vec())
+    }
+
+    fn load(&mut self, _: &mut Lent, state: &[u8]) -> Result<(), Errno> {
+        self.bytes = state.try_into().map_err(|_| Errno::EINVAL)?;
+        Ok(())
     }
 }
 
