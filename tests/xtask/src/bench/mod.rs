@@ -32,9 +32,8 @@ pub(crate) enum Bench {
     /// measured alone, with spinning client and server, and 16 at a time; posted writes of 4 bytes arrive 16 at a time.
     /// Columns: p50 and p99 of the time from request to reply (16 replies, where 16 are asked for); messages per
     /// second; the server's processor time and system calls per message; and the ratio of p50 (or of messages per
-    /// second) to the bare socket's. Takes less
-    /// than three minutes, besides the time to build a release. Where it
-    /// may, it runs with a real-time priority, so that other programs wait meanwhile.
+    /// second) to the bare socket's. Takes one minute, three at most, besides the time to build a release. Where it may, it
+    /// runs with a real-time priority, so that other programs wait meanwhile.
     Protocol(Protocol),
 }
 

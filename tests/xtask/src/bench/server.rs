@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::AsRawFd,
         unix::{
             net::{UnixListener, UnixStream},
             process::CommandExt,
@@ -20,7 +20,6 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         signal::Signal,
@@ -73,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("follow the parent")?;
     match args.kind {
         Kind::Limit => limit(args),
-        Kind::Library => library(&accept(&args.socket)?),
+        Kind::Library => library(accept(&args.socket)?, args.spin),
         Kind::Device => device(&args.socket).map(|never| match never {}),
         Kind::Crate => published(&args.socket),
     }
@@ -146,18 +145,17 @@ impl Device for Trivial {
     }
 }
 
-fn library(stream: &UnixStream) -> Result<()> {
+fn library(stream: UnixStream, spin: bool) -> Result<()> {
     let mut device = Trivial {
         regions: [Region::new(REGION_BYTES)],
         kept: [0; 4],
     };
-    let mut session = Session::new(stream.try_clone()?, &device, Instant::now())?;
+    let mut session = Session::new(stream, &device, Instant::now())?;
+    if spin {
+        session.set_spin(SPIN);
+    }
     loop {
-        poll(
-            &mut [PollFd::new(session.as_fd(), PollFlags::POLLIN)],
-            PollTimeout::NONE,
-        )?;
-        match session.serve(&mut device) {
+        match session.wait(&mut device) {
             Ok(()) => {}
             Err(vfio_user::Closed::ByClient) => return Ok(()),
             Err(error) => return Err(error).context("serve"),
