@@ -52,11 +52,11 @@ fn device_info_counts_regions_and_interrupts() {
     let mut client = Client::new(Fake::default());
     assert_eq!(
         client.call(GET_INFO, &words(&[16, 0, 0, 0])),
-        words(&[16, 3, 2, 3])
+        words(&[16, 3, 2, 4])
     );
     assert_eq!(
         client.call(GET_INFO, &words(&[4096, 0, 0, 0])),
-        words(&[16, 3, 2, 3])
+        words(&[16, 3, 2, 4])
     );
     assert_eq!(
         client.refused(GET_INFO, &words(&[15, 0, 0, 0])),

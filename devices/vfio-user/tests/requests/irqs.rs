@@ -12,10 +12,11 @@ use crate::support::{Client, Fake, LINE, MESSAGE, words};
 const GET_IRQ_INFO: u16 = 7;
 const SET_IRQS: u16 = 8;
 
-/// The fake's indexes: one line, four messages, none.
+/// The fake's indexes: one line, four messages, none, one notice.
 const INTX: u32 = 0;
 const MSI: u32 = 1;
 const ABSENT: u32 = 2;
+const NOTICE: u32 = 3;
 
 /// What the data is.
 const NONE: u32 = 1;
@@ -66,17 +67,23 @@ fn irq_info_says_how_many_and_what_they_can() {
         // EVENTFD, MASKABLE and AUTOMASKED.
         words(&[16, 7, INTX, 1])
     );
-    let messages = client.call(GET_IRQ_INFO, &words(&[99, 0, MSI, 0]));
-    assert_eq!(messages[..4], [16, 0, 0, 0]);
-    assert_eq!(messages[4] & 5, 1, "EVENTFD, not AUTOMASKED");
-    assert_eq!(messages[8..], words(&[MSI, 4]));
     assert_eq!(
-        client.call(GET_IRQ_INFO, &words(&[16, 0, ABSENT, 0]))[8..],
-        words(&[ABSENT, 0])
+        client.call(GET_IRQ_INFO, &words(&[99, 0, MSI, 0])),
+        // EVENTFD, MASKABLE and NORESIZE.
+        words(&[16, 11, MSI, 4])
+    );
+    assert_eq!(
+        client.call(GET_IRQ_INFO, &words(&[16, 0, ABSENT, 0])),
+        words(&[16, 0, ABSENT, 0])
+    );
+    assert_eq!(
+        client.call(GET_IRQ_INFO, &words(&[16, 0, NOTICE, 0])),
+        // EVENTFD and NORESIZE.
+        words(&[16, 9, NOTICE, 1])
     );
     for bad in [
         words(&[15, 0, 0, 0]),
-        words(&[16, 0, 3, 0]),
+        words(&[16, 0, 4, 0]),
         words(&[16, 0, u32::MAX, 0]),
         words(&[16, 0, 0]),
     ] {
@@ -119,7 +126,7 @@ fn count_zero_disables_the_index() {
         set(BOOL | TRIGGER, MSI, 0, 0),
         set(EVENTFD | TRIGGER, MSI, 0, 0),
         set(NONE | TRIGGER, ABSENT, 0, 0),
-        set(NONE | TRIGGER, 3, 0, 0),
+        set(NONE | TRIGGER, 4, 0, 0),
     ] {
         assert_eq!(client.refused(SET_IRQS, &bad), Errno::EINVAL, "{bad:?}");
     }
@@ -202,7 +209,7 @@ fn ranges_stay_inside_their_index() {
             (MSI, u32::MAX, 1),
             (MSI, u32::MAX, u32::MAX),
             (ABSENT, 0, 1),
-            (3, 0, 1),
+            (4, 0, 1),
             (u32::MAX, 0, 1),
         ] {
             let request = set(flags, index, start, count);
@@ -235,4 +242,52 @@ fn data_is_as_long_as_the_range() {
         assert_eq!(client.refused_with(SET_IRQS, &request, &raw), Errno::EINVAL);
     }
     assert_eq!(signals(&eventfds), [0; 4], "nothing was done");
+}
+
+#[test]
+fn masking_is_told_and_done_by_eventfds() {
+    let mut client = Client::new(Fake::default());
+    let ([trigger, mask, unmask], raw) = eventfds();
+    for (action, fd) in [TRIGGER, MASK, UNMASK].into_iter().zip(raw) {
+        let reply = client.call_with(SET_IRQS, &set(EVENTFD | action, INTX, 0, 1), &[fd]);
+        assert_eq!((reply.flags, reply.error), (1, 0));
+    }
+    client.write(LINE, &[1]).unwrap();
+    assert_eq!((trigger.read(), mask.read()), (Ok(1), Ok(1)));
+    unmask.write(1).unwrap();
+    client.session.lent().irqs.serve();
+    assert_eq!(trigger.read(), Ok(1), "still up");
+    // Without descriptors, it is taken away again.
+    client.call(SET_IRQS, &set(EVENTFD | UNMASK, INTX, 0, 1));
+    unmask.write(1).unwrap();
+    client.session.lent().irqs.serve();
+    assert_eq!(trigger.read(), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn a_notice_is_triggered_only() {
+    let mut client = Client::new(Fake::default());
+    let ([eventfd], raw) = eventfds();
+    for flags in [NONE | MASK, NONE | UNMASK] {
+        let request = set(flags, NOTICE, 0, 1);
+        assert_eq!(client.refused(SET_IRQS, &request), Errno::EINVAL);
+    }
+    for flags in [EVENTFD | MASK, EVENTFD | UNMASK] {
+        let request = set(flags, NOTICE, 0, 1);
+        assert_eq!(client.refused_with(SET_IRQS, &request, &raw), Errno::EINVAL);
+    }
+    client.call_with(SET_IRQS, &set(EVENTFD | TRIGGER, NOTICE, 0, 1), &raw);
+    client.session.lent().irqs.trigger(NOTICE, 0);
+    assert_eq!(eventfd.read(), Ok(1));
+}
+
+#[test]
+fn what_is_no_eventfd_is_refused() {
+    let mut client = Client::new(Fake::default());
+    let (pipe, _write) = nix::unistd::pipe().unwrap();
+    for action in [TRIGGER, MASK, UNMASK] {
+        let request = set(EVENTFD | action, INTX, 0, 1);
+        let fds = [pipe.as_raw_fd()];
+        assert_eq!(client.refused_with(SET_IRQS, &request, &fds), Errno::EINVAL);
+    }
 }

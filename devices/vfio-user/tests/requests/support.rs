@@ -14,7 +14,7 @@ use nix::{
     errno::Errno,
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
-use vfio_user::{Device, IrqInfo, Lent, Migration, Region, Session};
+use vfio_user::{Device, IrqInfo, IrqKind, Lent, Migration, Region, Session};
 
 /// Every test ends by then.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -47,13 +47,17 @@ impl Default for Fake {
             irqs: vec![
                 IrqInfo {
                     count: 1,
-                    kind: vfio_user::IrqKind::Level,
+                    kind: IrqKind::Level,
                 },
                 IrqInfo {
                     count: 4,
-                    kind: vfio_user::IrqKind::Message,
+                    kind: IrqKind::Message,
                 },
                 IrqInfo::default(),
+                IrqInfo {
+                    count: 1,
+                    kind: IrqKind::Notice,
+                },
             ],
             bytes: std::array::from_fn(|i| i as u8),
             writes: Vec::new(),
