@@ -4,6 +4,7 @@
 
 mod access;
 mod dma;
+mod every;
 mod feature;
 mod info;
 mod irqs;
