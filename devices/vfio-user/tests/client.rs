@@ -22,7 +22,8 @@ use support::{Scratch, wait_for};
 use vfio_user::{
     Access, Closed, MigrationState,
     client::{
-        Action, Buffer, Capabilities, Client, Error, Interrupts, MultiWrite, Options, TwinSocket,
+        Action, Buffer, Capabilities, Client, Error, Feature, Interrupts, Method, MultiWrite,
+        Options, TwinSocket,
     },
 };
 
@@ -324,6 +325,32 @@ fn memory_without_a_file_is_reached_by_messages_while_a_reply_is_awaited() {
         assert_eq!(refused(outside), Errno::EFAULT);
         client.reset().unwrap();
     }
+}
+
+#[test]
+fn written_pages_are_reported_and_with_the_last_map() {
+    let (stream, _server) = Scratch::new().serve();
+    let mut client = connect(stream);
+    let file: File = tempfile::tempfile().unwrap();
+    file.set_len(0x8000).unwrap();
+    client
+        .dma_map(0, 0x8000, BOTH, Some((file.as_fd(), 0)))
+        .unwrap();
+    for feature in [Feature::DMA_LOGGING_START, Feature::DMA_LOGGING_STOP] {
+        client.feature_probe(feature, Method::Set).unwrap();
+    }
+    assert_eq!(client.dma_logging_start(4096, &[]).unwrap(), 4096);
+    client.region_write(0, 0x20, &copy(0, 0x2ffe, 4)).unwrap();
+    let report = |client: &mut Client<Buffer>| client.dma_logging_report(0, 0x8000, 4096);
+    assert_eq!(report(&mut client).unwrap(), [0b1100]);
+    assert_eq!(report(&mut client).unwrap(), [0], "told already");
+    client.region_write(0, 0x20, &copy(0, 0x7000, 1)).unwrap();
+    assert_eq!(
+        client.dma_unmap_dirty(0, 0x8000, 4096).unwrap(),
+        [0b1000_0000]
+    );
+    client.dma_logging_stop().unwrap();
+    refused(report(&mut client));
 }
 
 #[test]
