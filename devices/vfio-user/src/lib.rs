@@ -16,9 +16,9 @@ mod requests;
 mod session;
 mod socket;
 
-pub use irq::{IrqAction, IrqInfo, IrqKind, Irqs};
+pub use irq::{IrqAction, IrqInfo, IrqKind, Irqs, SavedIrqs};
 pub use listener::{ListenError, Listener, MAX_PATH_BYTES};
-pub use memory::{Access, AccessError, Memory};
+pub use memory::{Access, AccessError, Memory, SavedMemory};
 pub use message::MigrationState;
 pub use session::Session;
 pub use socket::Closed;

@@ -16,6 +16,7 @@
 //! specification has it, would answer ourselves.
 
 mod eventfd;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use nix::{
 };
 
 use eventfd::Eventfd;
+pub use saved::SavedIrqs;
 
 /// What the device offers under one IRQ index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

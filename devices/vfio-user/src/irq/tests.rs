@@ -27,13 +27,17 @@ fn eventfd() -> (EventFd, OwnedFd) {
     (ours, theirs)
 }
 
+fn infos() -> [IrqInfo; 3] {
+    [
+        (1, IrqKind::Level),
+        (4, IrqKind::Message),
+        (1, IrqKind::Notice),
+    ]
+    .map(|(count, kind)| IrqInfo { count, kind })
+}
+
 fn irqs() -> Irqs {
-    let info = |count, kind| IrqInfo { count, kind };
-    Irqs::new(&[
-        info(1, IrqKind::Level),
-        info(4, IrqKind::Message),
-        info(1, IrqKind::Notice),
-    ])
+    Irqs::new(&infos())
 }
 
 /// Connects one interrupt, and returns the client's end.
@@ -403,4 +407,94 @@ fn an_eventfd_that_was_made_to_block_and_emptied_delays_nobody() {
     assert_eq!(end.read(), Ok(1));
     fcntl(&end, FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
     ends(move || irqs.serve());
+}
+
+/// Through bytes, as on the way to another process.
+fn move_on(irqs: &Irqs) -> Irqs {
+    let mut fds = Vec::new();
+    let saved = irqs.save(&mut fds).unwrap();
+    let bytes = serde_json::to_vec(&saved).unwrap();
+    let mut fds = fds.into_iter();
+    let saved = serde_json::from_slice(&bytes).unwrap();
+    let moved = Irqs::restore(&infos(), saved, &mut fds).unwrap();
+    assert_eq!(fds.count(), 0, "no descriptor is left over");
+    moved
+}
+
+#[test]
+fn interrupts_are_moved_with_their_eventfds_and_tell_nothing_twice() {
+    let mut before = irqs();
+    let line = connect(&mut before, INTX, IrqAction::Trigger, 0);
+    let told = connect(&mut before, INTX, IrqAction::Mask, 0);
+    let end = connect(&mut before, INTX, IrqAction::Unmask, 0);
+    let message = connect(&mut before, MSI, IrqAction::Trigger, 2);
+    let request = connect(&mut before, REQUEST, IrqAction::Trigger, 0);
+    before.set_level(INTX, true);
+    before.set_mask(MSI, 2, 1, true, |_| true).unwrap();
+    before.trigger(MSI, 2);
+    before.trigger(MSI, 3);
+    assert_eq!((line.read(), told.read()), (Ok(1), Ok(1)));
+    let mut moved = move_on(&before);
+    drop(before);
+    let all = [&line, &told, &end, &message, &request];
+    assert_eq!(all.map(EventFd::read), [NOTHING; 5]);
+    assert!(moved.is_pending(MSI, 2) && moved.is_pending(MSI, 3));
+    end.write(1).unwrap();
+    moved.serve();
+    assert_eq!((line.read(), told.read()), (Ok(1), Ok(1)), "still up");
+    set_mask(&mut moved, MSI, false);
+    assert_eq!(message.read(), Ok(1));
+    moved.trigger(REQUEST, 0);
+    assert_eq!(request.read(), Ok(1));
+    let late = connect(&mut moved, MSI, IrqAction::Trigger, 3);
+    assert_eq!(late.read(), Ok(1));
+}
+
+#[test]
+fn an_end_of_interrupt_that_was_not_served_yet_is_not_lost_on_the_way() {
+    let mut before = irqs();
+    let line = connect(&mut before, INTX, IrqAction::Trigger, 0);
+    let end = connect(&mut before, INTX, IrqAction::Unmask, 0);
+    before.set_level(INTX, true);
+    assert_eq!(line.read(), Ok(1));
+    end.write(1).unwrap();
+    let mut moved = move_on(&before);
+    assert!(is_ready(&moved));
+    moved.serve();
+    assert_eq!(line.read(), Ok(1));
+}
+
+#[test]
+fn saved_interrupts_that_the_device_does_not_have_are_refused() {
+    let irq = |index: u32, number: u32, fds: [bool; 3]| {
+        let [trigger, mask, unmask] = fds;
+        format!(
+            r#"{{"index":{index},"number":{number},"trigger":{trigger},"mask":{mask},"unmask":{unmask},
+            "masked":true,"automasked":false,"pending":true}}"#
+        )
+    };
+    let restore = |irqs: &[String], fds: Vec<OwnedFd>| {
+        let text = format!(r#"{{"irqs":[{}]}}"#, irqs.join(","));
+        let saved = serde_json::from_str(&text).unwrap();
+        Irqs::restore(&infos(), saved, &mut fds.into_iter()).map(drop)
+    };
+    let fds = |count| (0..count).map(|_| eventfd().1).collect::<Vec<_>>();
+    let all = [true; 3];
+    let none = [false; 3];
+    assert_eq!(restore(&[irq(MSI, 1, all)], fds(3)), Ok(()));
+    for (irqs, fds) in [
+        (vec![irq(MSI, 4, none)], fds(0)),
+        (vec![irq(MSI, u32::MAX, none)], fds(0)),
+        (vec![irq(3, 0, none)], fds(0)),
+        (vec![irq(MSI, 1, all)], fds(2)),
+        (vec![irq(MSI, 1, none), irq(MSI, 1, none)], fds(0)),
+        (vec![irq(MSI, 1, none), irq(INTX, 0, none)], fds(0)),
+        (vec![irq(REQUEST, 0, all)], fds(3)),
+        (
+            vec![irq(MSI, 0, [true, false, false])],
+            vec![tempfile::tempfile().unwrap().into()],
+        ),
+    ] {
+        assert_eq!(restore(&irqs, fds), Err(Errno::EINVAL), "{irqs:?}");
+    }
 }

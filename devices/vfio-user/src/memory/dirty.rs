@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use super::last;
@@ -44,10 +45,14 @@ impl DirtyLog {
         if ranges.len() > MAX_RANGES {
             return Err(Errno::E2BIG);
         }
-        let mut ranges = ranges
+        let ranges = ranges
             .iter()
             .map(|range| Ok((range.iova, last(range.iova, range.size_bytes)?)))
             .collect::<Result<Vec<_>, Errno>>()?;
+        Ok(Self::with_ranges(page_bytes, ranges))
+    }
+
+    fn with_ranges(page_bytes: u64, mut ranges: Vec<(u64, u64)>) -> Self {
         ranges.sort_unstable();
         ranges.dedup_by(|next, range| {
             let overlap = next.0 <= range.1;
@@ -56,12 +61,46 @@ impl DirtyLog {
             }
             overlap
         });
-        Ok(Self {
+        Self {
             page_shift: page_bytes.clamp(MIN_PAGE_BYTES, MAX_PAGE_BYTES).ilog2(),
             ranges,
             chunks: BTreeMap::new(),
             everything: false,
-        })
+        }
+    }
+
+    pub(super) fn save(&self) -> SavedLog {
+        let words = self.chunks.iter().flat_map(|(index, chunk)| {
+            let base = index * CHUNK_PAGES;
+            chunk.iter().zip((base..).step_by(64))
+        });
+        SavedLog {
+            page_bytes: self.page_bytes(),
+            ranges: self.ranges.clone(),
+            everything: self.everything,
+            pages: words.flat_map(|(word, base)| runs(*word, base)).collect(),
+        }
+    }
+
+    /// # Errors
+    /// `EINVAL` for what [`DirtyLog::save`] does not give.
+    pub(super) fn restore(saved: SavedLog) -> Result<Self, Errno> {
+        let is_empty = |range: &(u64, u64)| range.0 > range.1;
+        let mut log = Self::with_ranges(saved.page_bytes, saved.ranges);
+        let last_page = u64::MAX >> log.page_shift;
+        if log.page_bytes() != saved.page_bytes
+            || log.ranges.len() > MAX_RANGES
+            || log.ranges.iter().any(is_empty)
+            || saved.pages.iter().any(is_empty)
+            || saved.pages.iter().any(|run| run.1 > last_page)
+        {
+            return Err(Errno::EINVAL);
+        }
+        for (first, last) in saved.pages {
+            log.mark_pages(first, last);
+        }
+        log.everything |= saved.everything;
+        Ok(log)
     }
 
     pub(super) fn page_bytes(&self) -> u64 {
@@ -149,19 +188,13 @@ impl DirtyLog {
         for (index, chunk) in chunks {
             for (word, at) in chunk.iter_mut().zip(0u64..) {
                 let base = index * CHUNK_PAGES + at * 64;
-                let mut rest = *word & mask(base, pages.0, pages.1);
-                *word &= !whole.1.map_or(0, |end| mask(base, whole.0, end));
-                while rest != 0 {
-                    let low = rest.trailing_zeros();
-                    let run = (rest >> low).trailing_ones();
-                    let first = base + u64::from(low);
-                    let end = first + u64::from(run - 1);
+                for (first, end) in runs(*word & mask(base, pages.0, pages.1), base) {
                     written(
                         (first << shift).max(iova),
                         (end << shift | within_page).min(last),
                     );
-                    rest &= !mask(base, first, end);
                 }
+                *word &= !whole.1.map_or(0, |end| mask(base, whole.0, end));
             }
             if chunk.iter().all(|word| *word == 0) {
                 empty.push(*index);
@@ -171,6 +204,18 @@ impl DirtyLog {
             self.chunks.remove(&index);
         }
     }
+}
+
+/// A log of writes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedLog {
+    page_bytes: u64,
+    /// First and last address.
+    ranges: Vec<(u64, u64)>,
+    /// First and last page, by number, of those that were written.
+    pages: Vec<(u64, u64)>,
+    everything: bool,
 }
 
 /// How long the bitmap for a range is: whole words.
@@ -193,6 +238,18 @@ fn set(words: &mut [u64], first: u64, last: u64) {
     for (word, base) in words[range].iter_mut().zip((first / 64 * 64..).step_by(64)) {
         *word |= mask(base, first, last);
     }
+}
+
+/// The runs of ones in a word whose first bit is number `base`: first and last.
+fn runs(mut word: u64, base: u64) -> impl Iterator<Item = (u64, u64)> {
+    std::iter::from_fn(move || {
+        let low = word.trailing_zeros();
+        let count = word.checked_shr(low)?.trailing_ones();
+        let first = base + u64::from(low);
+        let last = first + u64::from(count - 1);
+        word &= !mask(base, first, last);
+        Some((first, last))
+    })
 }
 
 /// Which of the 64 from `base` on lie from `first` to `last`.

@@ -25,7 +25,7 @@ use nix::{
     libc,
     sys::{
         mman::{MapFlags, ProtFlags, mmap, munmap},
-        stat::{SFlag, fstat},
+        stat::{FileStat, SFlag, fstat},
         statfs::{HUGETLBFS_MAGIC, fstatfs},
     },
     unistd::{SysconfVar, sysconf},
@@ -103,20 +103,15 @@ impl Files {
     /// mappings; what mmap says otherwise.
     pub(super) fn map(
         &mut self,
-        file: OwnedFd,
+        file: Arc<OwnedFd>,
         offset_bytes: u64,
         size_bytes: u64,
         access: Access,
     ) -> Result<(Arc<Mapping>, usize), Errno> {
         let end = offset_bytes.checked_add(size_bytes).ok_or(Errno::EINVAL)?;
         let stat = fstat(&file)?;
-        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-        // Only a file whose size is known can be checked; a pipe, a socket or a device can't be guest memory.
-        let file_bytes = u64::try_from(stat.st_size).map_err(|_| Errno::EINVAL)?;
-        if kind != SFlag::S_IFREG
-            || size_bytes == 0
-            || end > file_bytes
-            || !offset_bytes.is_multiple_of(system_page_bytes()?)
+        let file_bytes = file_bytes(&stat)?;
+        if size_bytes == 0 || end > file_bytes || !offset_bytes.is_multiple_of(system_page_bytes()?)
         {
             return Err(Errno::EINVAL);
         }
@@ -136,7 +131,7 @@ impl Files {
         let descriptor = match known.and_then(|known| known.descriptor.upgrade()) {
             Some(descriptor) => descriptor,
             None if self.known.len() >= MAX_FILES => return Err(Errno::ENOSPC),
-            None => Arc::new(file),
+            None => file,
         };
         let whole = (file_bytes <= MAX_WHOLE_BYTES)
             .then(|| Mapping::new(key, &descriptor, 0, file_bytes))
@@ -220,13 +215,11 @@ impl Mapping {
     }
 
     /// The file.
-    #[expect(dead_code, reason = "taking a session apart asks for it")]
     pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.descriptor
     }
 
     /// Where in the file the mapping begins.
-    #[expect(dead_code, reason = "taking a session apart asks for it")]
     pub(super) fn file_offset(&self) -> u64 {
         self.file_offset
     }
@@ -274,6 +267,18 @@ impl Drop for Mapping {
         MAPPINGS.fetch_sub(1, Ordering::Relaxed);
         MAPPED_BYTES.fetch_sub(self.len, Ordering::Relaxed);
     }
+}
+
+/// How long a file is.
+///
+/// # Errors
+/// `EINVAL` when its size is not known: a pipe, a socket or a device can't be guest memory.
+pub(super) fn file_bytes(stat: &FileStat) -> Result<u64, Errno> {
+    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+    u64::try_from(stat.st_size)
+        .ok()
+        .filter(|_| kind == SFlag::S_IFREG)
+        .ok_or(Errno::EINVAL)
 }
 
 /// What a mapping of the file is a multiple of: huge pages where it has such.

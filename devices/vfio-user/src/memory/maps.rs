@@ -25,7 +25,6 @@ impl Maps {
     }
 
     /// By address.
-    #[expect(dead_code, reason = "taking a session apart asks for it")]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Map> {
         self.by_start
             .values()

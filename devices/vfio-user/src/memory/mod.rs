@@ -10,6 +10,7 @@ mod dirty;
 mod fault;
 mod mapping;
 mod maps;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use dirty::DirtyLog;
 pub(crate) use dirty::bitmap_bytes;
 use mapping::{Files, Lost, Mapping};
 use maps::Maps;
+pub use saved::SavedMemory;
 
 use crate::message::LoggingRange;
 
@@ -101,6 +103,8 @@ struct Map {
 enum Backing {
     /// The client gave no descriptor.
     Remote,
+    /// The file no longer had it when the map was put together again.
+    Lost,
     File {
         mapping: Arc<Mapping>,
         /// Where in the mapping the map begins.
@@ -113,9 +117,9 @@ impl Map {
         self.start <= iova && iova <= self.last
     }
 
-    /// Length, or 0 for the one map that has all 2^64 bytes.
+    /// It fits: a client says how long a map is by such a number.
     fn size_bytes(&self) -> u64 {
-        (self.last - self.start).wrapping_add(1)
+        self.last - self.start + 1
     }
 
     /// As many of `len` bytes from `iova` on as this map has.
@@ -142,6 +146,24 @@ impl Memory {
         access: Access,
         file: Option<(OwnedFd, u64)>,
     ) -> Result<(), Errno> {
+        self.add(iova, size_bytes, access, |files| match file {
+            None => Ok(Backing::Remote),
+            Some((file, offset_bytes)) => {
+                let (mapping, offset) =
+                    files.map(Arc::new(file), offset_bytes, size_bytes, access)?;
+                Ok(Backing::File { mapping, offset })
+            }
+        })
+    }
+
+    /// Adds a map with the backing that is made once the rest has been checked.
+    fn add(
+        &mut self,
+        iova: u64,
+        size_bytes: u64,
+        access: Access,
+        backing: impl FnOnce(&mut Files) -> Result<Backing, Errno>,
+    ) -> Result<(), Errno> {
         let last = last(iova, size_bytes)?;
         if !access.read && !access.write {
             return Err(Errno::EINVAL);
@@ -152,13 +174,7 @@ impl Memory {
         if self.maps.overlaps(iova, last) {
             return Err(Errno::EEXIST);
         }
-        let backing = match file {
-            None => Backing::Remote,
-            Some((file, offset_bytes)) => {
-                let (mapping, offset) = self.files.map(file, offset_bytes, size_bytes, access)?;
-                Backing::File { mapping, offset }
-            }
-        };
+        let backing = backing(&mut self.files)?;
         self.maps.insert(Map {
             start: iova,
             last,
@@ -254,6 +270,7 @@ impl Memory {
                 Backing::File { mapping, offset } => mapping
                     .read(offset + (at - map.start) as usize, now)
                     .map_err(|lost| lost.at(at))?,
+                Backing::Lost => return Err(AccessError::Lost { iova: at }),
                 Backing::Remote => remote
                     .read(at, now)
                     .map_err(|errno| AccessError::Remote { iova: at, errno })?,
@@ -291,6 +308,7 @@ impl Memory {
                 Backing::File { mapping, offset } => mapping
                     .write(offset + (at - map.start) as usize, now)
                     .map_err(|lost| lost.at(at)),
+                Backing::Lost => Err(AccessError::Lost { iova: at }),
                 Backing::Remote => remote
                     .write(at, now)
                     .map_err(|errno| AccessError::Remote { iova: at, errno }),
