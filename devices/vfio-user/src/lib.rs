@@ -188,3 +188,7 @@ pub trait Migration {
     /// What the client is answered.
     fn load(&mut self, lent: &mut Lent, state: &[u8]) -> Result<(), Errno>;
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

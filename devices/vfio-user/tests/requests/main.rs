@@ -11,4 +11,5 @@ mod irqs;
 mod logging;
 mod migration;
 mod peer;
+mod readme;
 mod support;
