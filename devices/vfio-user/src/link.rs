@@ -21,7 +21,7 @@ use crate::{
     memory::Remote,
     message::{Command, DmaAccess, Header, RegionAccess},
     negotiate::{MAX_TRANSFER_BYTES, Negotiated},
-    socket::{Closed, Frame, Inbox, Outbox},
+    socket::{Closed, Frame, Inbox, Outbox, drain},
 };
 
 const MAX_MESSAGE_BYTES: usize =
@@ -159,6 +159,14 @@ impl Link {
             self.layout = Layout::Unsure;
         }
         Ok(())
+    }
+
+    /// Takes what still lies in the sockets: they are to be closed.
+    pub(crate) fn drain(&self) {
+        drain(&self.main.stream);
+        if let Some(twin) = &self.twin {
+            drain(&twin.stream);
+        }
     }
 
     /// A turn of the loop begins: the client has its time again.

@@ -20,6 +20,8 @@ use nix::{
     },
 };
 
+use crate::socket::drain;
+
 /// The longest path of a UNIX socket: `sun_path` less the terminating NUL.
 pub const MAX_PATH_BYTES: usize = 107;
 
@@ -111,6 +113,11 @@ impl Listener {
     pub fn path(&self) -> Option<PathBuf> {
         let address = self.socket.local_addr().ok()?;
         address.as_pathname().map(Path::to_owned)
+    }
+
+    /// Closes a client that can't be served. It finds the end of the connection, whatever it has sent meanwhile.
+    pub fn turn_away(&self, client: UnixStream) {
+        drain(&client);
     }
 
     /// The next client, if one is waiting.

@@ -95,13 +95,22 @@ impl Session {
     /// # Errors
     /// [`Closed`]: the session is over.
     pub fn serve(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
+        self.look(device).map(drop)
+    }
+
+    /// As [`Session::serve`], and says whether anything had arrived: for a loop that does not sleep before it looks again.
+    ///
+    /// # Errors
+    /// [`Closed`]: the session is over.
+    pub fn look(&mut self, device: &mut dyn Device) -> Result<bool, Closed> {
         self.begin_turn()?;
         self.channel().flush()?;
         if self.is_blocked() {
-            return Ok(());
+            return Ok(false);
         }
-        self.channel().receive()?;
-        self.answer(device)
+        let arrived = self.channel().receive()?;
+        self.answer(device)?;
+        Ok(arrived)
     }
 
     /// Waits until something arrives, and answers it. Returns also when a signal came, and when the client took replies
@@ -261,6 +270,11 @@ impl Session {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.migration.is_running()
+    }
+
+    /// Ends the session. What the client has sent meanwhile is dropped, and the client finds the end of the connection.
+    pub fn close(self) {
+        self.connection().drain();
     }
 
     /// How often the client sent DEVICE_RESET.

@@ -184,6 +184,15 @@ impl Irqs {
             .is_some_and(|irq| irq.pending)
     }
 
+    /// Whether the client is told when the interrupt comes.
+    #[must_use]
+    pub fn is_connected(&self, index: u32, number: u32) -> bool {
+        self.indexes
+            .get(index as usize)
+            .and_then(|index| index.irqs.get(number as usize))
+            .is_some_and(|irq| irq.trigger.is_some())
+    }
+
     /// What to wait for, to be read: [`Irqs::serve`] is to be called then. It comes with the first eventfd that unmasks.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {

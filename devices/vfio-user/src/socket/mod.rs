@@ -11,7 +11,11 @@ mod tests;
 pub(crate) use inbox::{Frame, Inbox};
 pub(crate) use outbox::{Outbox, Reply};
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    net::Shutdown,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -44,6 +48,25 @@ fn do_not_linger(fd: &OwnedFd) {
     };
     // What is not a socket has no such option, and is closed at once.
     let _ = setsockopt(fd, sockopt::Linger, &off);
+}
+
+/// Takes what still lies in a socket that is not used any more: closing a descriptor that is among it is then not left to
+/// the kernel, which may wait. What was sent to the client stays there.
+pub(crate) fn drain(stream: &UnixStream) {
+    // The client can send nothing more, so that this ends.
+    let _ = stream.shutdown(Shutdown::Both);
+    let mut room = [0; 4096];
+    let mut control = [0; raw::CONTROL_WORDS];
+    loop {
+        let mut fds = Vec::new();
+        let flags = libc::MSG_DONTWAIT;
+        let received = raw::receive_message(stream, &mut room, &mut control, &mut fds, flags);
+        close(fds);
+        match received {
+            Ok((1.., _)) | Err(Errno::EINTR) => {}
+            Ok((0, _)) | Err(_) => return,
+        }
+    }
 }
 
 /// Closes descriptors that nobody wants.

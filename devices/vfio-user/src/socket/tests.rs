@@ -321,12 +321,12 @@ fn a_message_that_is_too_large_is_skipped_and_not_stored() {
     assert_eq!((frame.header.id, inbox.payload(&frame)), (2, &b"next"[..]));
 }
 
-#[test]
-fn closing_a_socket_that_lingers_takes_no_time() {
-    // A TCP connection whose peer reads nothing, with data that is unsent: its last close would wait for a minute.
+/// Sends a TCP connection with data that is unsent: its last close would wait for a minute. Returns its peer, which reads
+/// nothing.
+fn send_lingering_socket(theirs: &UnixStream) -> std::net::TcpStream {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (_peer, _) = listener.accept().unwrap();
+    let (peer, _) = listener.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     while (&stream).write(&[0; 1 << 16]).is_ok() {}
     let minute = libc::linger {
@@ -334,7 +334,6 @@ fn closing_a_socket_that_lingers_takes_no_time() {
         l_linger: 60,
     };
     setsockopt(&stream, sockopt::Linger, &minute).unwrap();
-    let (ours, theirs) = UnixStream::pair().unwrap();
     let rights = [stream.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&rights)];
     let bytes = message(1, b"");
@@ -342,7 +341,13 @@ fn closing_a_socket_that_lingers_takes_no_time() {
     sendmsg::<()>(theirs.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
     // A socket that is blocking waits on close.
     stream.set_nonblocking(false).unwrap();
-    drop(stream);
+    peer
+}
+
+#[test]
+fn closing_a_socket_that_lingers_takes_no_time() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let _peer = send_lingering_socket(&theirs);
     let mut inbox = Inbox::new(256);
     let begin = std::time::Instant::now();
     inbox.receive(&ours).unwrap();
@@ -350,4 +355,20 @@ fn closing_a_socket_that_lingers_takes_no_time() {
     assert_eq!(frame.fds.len(), 1);
     drop(frame);
     assert!(begin.elapsed() < std::time::Duration::from_secs(30));
+}
+
+#[test]
+fn a_connection_is_closed_at_once_whatever_lies_in_it() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    (&ours).write_all(b"the last reply").unwrap();
+    let _peers = [(); 3].map(|()| send_lingering_socket(&theirs));
+    theirs.write_all(&[7; 10_000]).unwrap();
+    let begin = std::time::Instant::now();
+    drain(&ours);
+    drop(ours);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30));
+    let mut seen = Vec::new();
+    theirs.read_to_end(&mut seen).unwrap();
+    assert_eq!(seen, b"the last reply");
+    theirs.write_all(b"more").unwrap_err();
 }
