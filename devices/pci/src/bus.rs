@@ -1,12 +1,15 @@
 //! What a model may touch during one call: guest memory and its interrupt line.
 
+use vfio_bindings::bindings::vfio as bindings;
 use vfio_user::{AccessError, Lent};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::ConfigSpace;
 
 /// The IRQ index of INTx.
-pub(crate) const INTX: u32 = vfio_bindings::bindings::vfio::VFIO_PCI_INTX_IRQ_INDEX;
+pub(crate) const INTX: u32 = bindings::VFIO_PCI_INTX_IRQ_INDEX;
+/// The IRQ index of the error that the device can't recover from by itself.
+pub(crate) const ERROR: u32 = bindings::VFIO_PCI_ERR_IRQ_INDEX;
 
 /// The bus, lent to a model for the length of a call.
 ///
@@ -17,6 +20,8 @@ pub struct Bus<'a> {
     pub(crate) config: &'a mut ConfigSpace,
     pub(crate) software_resets: &'a mut u64,
     pub(crate) running: bool,
+    /// The client was told of memory that is gone.
+    pub(crate) error_told: &'a mut bool,
 }
 
 /// Why an access to guest memory failed. On a real bus: master abort.
@@ -37,7 +42,8 @@ impl Bus<'_> {
     /// [`BusError`]; `data` may be partly filled.
     pub fn read(&mut self, address: u64, data: &mut [u8]) -> Result<(), BusError> {
         self.require_master()?;
-        Ok(self.lent.read(address, data)?)
+        let result = self.lent.read(address, data);
+        self.check_lost(result)
     }
 
     /// Copies `data` to guest memory at bus address `address`.
@@ -46,7 +52,8 @@ impl Bus<'_> {
     /// [`BusError`]; `data` may be partly written.
     pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), BusError> {
         self.require_master()?;
-        Ok(self.lent.write(address, data)?)
+        let result = self.lent.write(address, data);
+        self.check_lost(result)
     }
 
     /// Reads a structure, such as a descriptor.
@@ -74,6 +81,17 @@ impl Bus<'_> {
     pub(crate) fn update_intx(&mut self) {
         let asserted = self.running && self.config.intx_level();
         self.lent.irqs.set_level(INTX, asserted);
+    }
+
+    /// Memory that the client has mapped and then taken the file from is nothing that a guest's driver could have caused or
+    /// could mend: the client is told, once until the next reset.
+    fn check_lost(&mut self, result: Result<(), AccessError>) -> Result<(), BusError> {
+        if let Err(AccessError::Lost { .. }) = result
+            && !std::mem::replace(self.error_told, true)
+        {
+            self.lent.irqs.trigger(ERROR, 0);
+        }
+        Ok(result?)
     }
 
     fn require_master(&self) -> Result<(), BusError> {

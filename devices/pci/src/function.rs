@@ -12,7 +12,7 @@ use vfio_user::{IrqInfo, IrqKind, Lent, Region};
 
 use crate::{
     Device, LoadError, Saved,
-    bus::{Bus, INTX},
+    bus::{Bus, ERROR, INTX},
     config::{CONFIG_BYTES, ConfigSpace},
     saved::{self, Bytes},
 };
@@ -32,6 +32,11 @@ struct State {
     device: Saved,
 }
 
+/// The client can't be asked to let go of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the client has not connected the interrupt by which it is asked to release the device")]
+pub struct NoRequest;
+
 /// A model with its configuration space: what a vfio-user session serves.
 #[derive(Debug)]
 pub struct Function<D> {
@@ -40,6 +45,8 @@ pub struct Function<D> {
     running: bool,
     /// Why the last state was not loaded, until somebody asks.
     refused: Option<LoadError>,
+    /// The client was told of memory that is gone.
+    error_told: bool,
     software_resets: u64,
     regions: [Region; bindings::VFIO_PCI_NUM_REGIONS as usize],
     irqs: [IrqInfo; bindings::VFIO_PCI_NUM_IRQS as usize],
@@ -61,10 +68,7 @@ impl<D: Device> Function<D> {
             kind: IrqKind::Level,
         };
         // The error interrupt, and the one that asks the client to let go of the device.
-        for index in [
-            bindings::VFIO_PCI_ERR_IRQ_INDEX,
-            bindings::VFIO_PCI_REQ_IRQ_INDEX,
-        ] {
+        for index in [ERROR, bindings::VFIO_PCI_REQ_IRQ_INDEX] {
             irqs[index as usize] = IrqInfo {
                 count: 1,
                 kind: IrqKind::Notice,
@@ -75,6 +79,7 @@ impl<D: Device> Function<D> {
             device,
             running: true,
             refused: None,
+            error_told: false,
             software_resets: 0,
             regions,
             irqs,
@@ -112,6 +117,19 @@ impl<D: Device> Function<D> {
         self.refused.take()
     }
 
+    /// Asks the client to let go of the device, by the interrupt that is there for it: QEMU unplugs the device then.
+    ///
+    /// # Errors
+    /// [`NoRequest`]: it would not hear of that.
+    pub fn request_release(&self, lent: &mut Lent) -> Result<(), NoRequest> {
+        let index = bindings::VFIO_PCI_REQ_IRQ_INDEX;
+        if !lent.irqs.is_connected(index, 0) {
+            return Err(NoRequest);
+        }
+        lent.irqs.trigger(index, 0);
+        Ok(())
+    }
+
     /// Everything by which a driver could tell this function from one in its power-on state.
     fn state(&self) -> State {
         let Self {
@@ -119,8 +137,9 @@ impl<D: Device> Function<D> {
             config,
             // Whoever loads the state says when it runs.
             running: _,
-            // What this process has seen.
+            // What this process has seen, and told.
             refused: _,
+            error_told: _,
             software_resets: _,
             // What follows from the model's identity.
             regions: _,
@@ -166,6 +185,7 @@ impl<D: Device> Function<D> {
             config,
             software_resets,
             running,
+            error_told,
             ..
         } = self;
         (
@@ -175,6 +195,7 @@ impl<D: Device> Function<D> {
                 config,
                 software_resets,
                 running: *running,
+                error_told,
             },
         )
     }
@@ -254,6 +275,7 @@ impl<D: Device> vfio_user::Device for Function<D> {
 
     fn reset(&mut self, lent: &mut Lent) {
         self.running = true;
+        self.error_told = false;
         self.config.reset();
         let (device, mut bus) = self.split(lent);
         bus.set_intx(false);
@@ -287,6 +309,11 @@ impl<D: Device> vfio_user::Migration for Function<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+    use vfio_user::{Device as _, IrqAction, Irqs};
+
     use super::*;
     use crate::{Bar, Capability, Identity, testing::Guest};
 
@@ -381,6 +408,43 @@ mod tests {
         guest.reset();
         assert!(guest.interrupted(), "the one from before");
         assert!(!guest.interrupted());
+    }
+
+    #[test]
+    fn memory_that_is_gone_is_told_once_until_a_reset() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.config_write(4, &[3]);
+        guest.write(0, 0, &[0x80]);
+        assert_eq!(guest.errors(), 0, "the driver's mistake");
+        guest.config_write(4, &[7]);
+        guest.lose_memory();
+        for _ in 0..3 {
+            guest.write(0, 3, &[0]);
+            guest.write(0, 0, &[0x80]);
+            assert_eq!(byte(&mut guest, 3), 0xee, "and the model has an error");
+        }
+        assert_eq!(guest.errors(), 1);
+        guest.reset();
+        guest.write(0, 0, &[0x80]);
+        assert_eq!(guest.errors(), 1);
+    }
+
+    #[test]
+    fn a_client_that_listens_is_asked_for_the_device() {
+        let function = Function::new(Scratch([0; 4]));
+        let mut lent = Lent::default();
+        lent.irqs = Irqs::new(function.irqs());
+        assert_eq!(function.request_release(&mut lent), Err(NoRequest));
+        let asked = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let theirs = [Some(asked.as_fd().try_clone_to_owned().unwrap())];
+        // VFIO_PCI_REQ_IRQ_INDEX.
+        lent.irqs
+            .connect(4, IrqAction::Trigger, 0, theirs.into_iter())
+            .unwrap();
+        assert_eq!(function.request_release(&mut lent), Ok(()));
+        assert_eq!(asked.read(), Ok(1));
+        let nobody = &mut Lent::default();
+        assert_eq!(function.request_release(nobody), Err(NoRequest));
     }
 
     #[test]

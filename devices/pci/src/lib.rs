@@ -16,7 +16,7 @@ use std::{os::fd::BorrowedFd, time::Instant};
 
 pub use bus::{Bus, BusError};
 pub use config::{Bar, Capability, Command, ConfigSpace, Identity};
-pub use function::Function;
+pub use function::{Function, NoRequest};
 pub use saved::{LoadError, Saved};
 
 /// A device model: what lies behind the BARs.

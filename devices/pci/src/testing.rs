@@ -22,9 +22,12 @@ use nix::{
     },
 };
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
-use vfio_user::{Access, Device as _, IrqAction, IrqInfo, IrqKind, Irqs, Lent, Migration as _};
+use vfio_user::{Access, Device as _, IrqAction, Irqs, Lent, Migration as _};
 
-use crate::{Device, Function, LoadError, bus::INTX};
+use crate::{
+    Device, Function, LoadError,
+    bus::{ERROR, INTX},
+};
 
 /// Bytes of guest memory, from address 0 on.
 pub const MEMORY_BYTES: u64 = 16 << 20;
@@ -36,6 +39,7 @@ pub struct Guest<D> {
     lent: Lent,
     memory: File,
     intx: EventFd,
+    errors: EventFd,
 }
 
 impl<D: Device> Guest<D> {
@@ -50,12 +54,9 @@ impl<D: Device> Guest<D> {
     }
 
     fn with_memory(device: D, memory: File) -> Self {
-        let intx = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let function = Function::new(device);
         let mut lent = Lent::default();
-        lent.irqs = Irqs::new(&[IrqInfo {
-            count: 1,
-            kind: IrqKind::Level,
-        }]);
+        lent.irqs = Irqs::new(function.irqs());
         lent.memory_mut()
             .map(
                 0,
@@ -67,15 +68,22 @@ impl<D: Device> Guest<D> {
                 Some((memory.try_clone().unwrap().into(), 0)),
             )
             .unwrap();
-        let line = intx.as_fd().try_clone_to_owned().unwrap();
-        lent.irqs
-            .connect(INTX, IrqAction::Trigger, 0, [Some(line)].into_iter())
-            .unwrap();
+        let mut connect = |index| {
+            let ours = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+            let theirs = [Some(ours.as_fd().try_clone_to_owned().unwrap())];
+            let connected = lent
+                .irqs
+                .connect(index, IrqAction::Trigger, 0, theirs.into_iter());
+            connected.unwrap();
+            ours
+        };
+        let (intx, errors) = (connect(INTX), connect(ERROR));
         Self {
-            function: Function::new(device),
+            function,
             lent,
             memory,
             intx,
+            errors,
         }
     }
 
@@ -148,6 +156,16 @@ impl<D: Device> Guest<D> {
             .set_mask(INTX, 0, 1, false, |_| true)
             .unwrap();
         came
+    }
+
+    /// Takes the file behind guest memory away, as a client can at any time.
+    pub fn lose_memory(&mut self) {
+        self.memory.set_len(0).unwrap();
+    }
+
+    /// How many errors the device has told since the last call.
+    pub fn errors(&mut self) -> u64 {
+        self.errors.read().unwrap_or(0)
     }
 
     /// Lets the model run, as the event loop does.
