@@ -1,0 +1,673 @@
+//! Memory that a client serves by messages: DMA_READ and DMA_WRITE among its own requests, on the connection or on the twin
+//! socket, and clients that answer wrongly, late or not at all.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
+use std::{
+    io::{ErrorKind, IoSliceMut, Read, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+};
+use vfio_user::{AccessError, Closed, Device, IrqInfo, Lent, Region, Session};
+
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+
+/// A region of 4 MiB. Its bytes from 64 on are memory; writing 13 bytes at 0 has the device copy between them and guest
+/// memory: address, count, and which way. What is written at 32 is remembered.
+struct Copier {
+    regions: [Region; 1],
+    bytes: Vec<u8>,
+    log: Vec<u8>,
+}
+
+impl Device for Copier {
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+    fn irqs(&self) -> &[IrqInfo] {
+        &[]
+    }
+    fn read(&mut self, _: &mut Lent, _: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let at = offset as usize;
+        data.copy_from_slice(&self.bytes[at..at + data.len()]);
+        Ok(())
+    }
+    fn write(&mut self, lent: &mut Lent, _: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let at = offset as usize;
+        if at == 32 {
+            self.log.push(data[0]);
+        }
+        if at != 0 {
+            self.bytes[at..at + data.len()].copy_from_slice(data);
+            return Ok(());
+        }
+        let iova = u64::from_le_bytes(data[..8].try_into().unwrap());
+        let count = u32::from_le_bytes(data[8..12].try_into().unwrap()) as usize;
+        let bytes = &mut self.bytes[64..64 + count];
+        let result = match data[12] {
+            READ => lent.read(iova, bytes),
+            _ => lent.write(iova, bytes),
+        };
+        result.map_err(|error| match error {
+            AccessError::Remote { errno, .. } => errno,
+            _ => Errno::EFAULT,
+        })
+    }
+    fn reset(&mut self, _: &mut Lent) {}
+}
+
+/// A client, of a session that is served by another thread until it ends.
+struct Client {
+    stream: UnixStream,
+    server: Option<JoinHandle<(Closed, Copier)>>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Message {
+    id: u16,
+    command: u16,
+    flags: u32,
+    error: u32,
+    payload: Vec<u8>,
+}
+
+impl Client {
+    /// Says VERSION, and maps `[0x1000_0000, 0x2000_0000)` without a descriptor.
+    fn connect(minor: u8, capabilities: &str) -> (Self, Option<UnixStream>) {
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        let mut copier = Copier {
+            regions: [Region::new(4 << 20)],
+            bytes: vec![0; 4 << 20],
+            log: Vec::new(),
+        };
+        let server = std::thread::spawn(move || {
+            let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
+            loop {
+                if let Err(closed) = session.wait(&mut copier) {
+                    return (closed, copier);
+                }
+            }
+        });
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        let mut client = Self {
+            stream,
+            server: Some(server),
+        };
+        let json = format!(
+            "\0\0{}\0{{\"capabilities\":{capabilities}}}\0",
+            minor as char
+        );
+        client.send(&message(1, 1, 0, json.as_bytes()));
+        let (reply, twin) = client.receive_with_fd();
+        assert_eq!((reply.flags, reply.error), (1, 0), "{reply:?}");
+        let map = [
+            &words(&[32, 3, 0, 0])[..],
+            &0x1000_0000_u64.to_le_bytes(),
+            &0x1000_0000_u64.to_le_bytes(),
+        ]
+        .concat();
+        client.send(&message(2, 2, 0, &map));
+        assert_eq!(client.receive().error, 0);
+        (client, twin)
+    }
+
+    fn new() -> Self {
+        Self::connect(1, "{}").0
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    fn receive(&mut self) -> Message {
+        receive(&mut self.stream)
+    }
+
+    fn receive_with_fd(&mut self) -> (Message, Option<UnixStream>) {
+        let mut header = [0; 16];
+        let mut space = nix::cmsg_space!([i32; 4]);
+        let mut iov = [IoSliceMut::new(&mut header)];
+        let fd = self.stream.as_raw_fd();
+        let received =
+            recvmsg::<()>(fd, &mut iov, Some(&mut space), MsgFlags::MSG_WAITALL).unwrap();
+        let fds = received.cmsgs().unwrap().next();
+        let twin = fds.map(|fds| match fds {
+            ControlMessageOwned::ScmRights(fds) => fds[0],
+            other => unreachable!("{other:?}"),
+        });
+        let twin = twin.map(|fd| UnixStream::from(own(fd)));
+        (finish(header, &mut self.stream), twin)
+    }
+
+    /// Has the device copy; the reply comes when it has.
+    fn copy(&mut self, id: u16, iova: u64, count: u32, way: u8) {
+        self.send(&copy(id, iova, count, way));
+    }
+
+    /// What the device has in its memory.
+    fn device_bytes(&mut self, count: u32) -> Vec<u8> {
+        self.send(&message(7, 9, 0, &access(64, count)));
+        let reply = self.receive();
+        assert_eq!(reply.error, 0);
+        reply.payload[16..].to_vec()
+    }
+
+    /// How the session ended.
+    fn end(mut self) -> (Closed, Copier) {
+        drop(self.stream);
+        self.server.take().unwrap().join().unwrap()
+    }
+}
+
+#[expect(unsafe_code, reason = "nix gives descriptors as numbers")]
+fn own(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just opened it, and nothing else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn receive(stream: &mut UnixStream) -> Message {
+    let mut header = [0; 16];
+    stream.read_exact(&mut header).unwrap();
+    finish(header, stream)
+}
+
+fn finish(header: [u8; 16], stream: &mut UnixStream) -> Message {
+    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+    let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    let mut payload = vec![0; word(4) as usize - 16];
+    stream.read_exact(&mut payload).unwrap();
+    Message {
+        id: half(0),
+        command: half(2),
+        flags: word(8),
+        error: word(12),
+        payload,
+    }
+}
+
+fn message(id: u16, command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(id.to_le_bytes());
+    bytes.extend(command.to_le_bytes());
+    bytes.extend((16 + payload.len() as u32).to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+fn error(id: u16, command: u16, errno: u32) -> Vec<u8> {
+    let mut bytes = message(id, command, 0x21, &[]);
+    bytes[12..16].copy_from_slice(&errno.to_le_bytes());
+    bytes
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn access(offset: u64, count: u32) -> Vec<u8> {
+    [&offset.to_le_bytes()[..], &words(&[0, count])].concat()
+}
+
+/// A request that has the device copy.
+fn copy(id: u16, iova: u64, count: u32, way: u8) -> Vec<u8> {
+    let what = [&iova.to_le_bytes()[..], &count.to_le_bytes(), &[way]].concat();
+    message(id, 10, 0, &[&access(0, 13)[..], &what].concat())
+}
+
+/// A posted request that the device remembers.
+fn note(value: u8) -> Vec<u8> {
+    message(0, 10, 0x10, &[&access(32, 1)[..], &[value]].concat())
+}
+
+fn dma(address: u64, count: u64) -> Vec<u8> {
+    [address.to_le_bytes(), count.to_le_bytes()].concat()
+}
+
+/// Answers one DMA_READ as the specification has it.
+fn answer_read(stream: &mut UnixStream, memory: impl Fn(u64) -> u8) -> Message {
+    let asked = receive(stream);
+    assert_eq!((asked.command, asked.flags), (11, 0));
+    assert_eq!(asked.payload.len(), 16);
+    let address = u64::from_le_bytes(asked.payload[..8].try_into().unwrap());
+    let count = u64::from_le_bytes(asked.payload[8..].try_into().unwrap());
+    let data: Vec<u8> = (address..address + count).map(memory).collect();
+    let payload = [&asked.payload[..], &data].concat();
+    stream
+        .write_all(&message(asked.id, 11, 1, &payload))
+        .unwrap();
+    asked
+}
+
+fn byte(address: u64) -> u8 {
+    (address % 251) as u8
+}
+
+fn pattern(address: u64, count: u64) -> Vec<u8> {
+    (address..address + count).map(byte).collect()
+}
+
+#[test]
+fn memory_without_a_descriptor_is_read_by_messages() {
+    let mut client = Client::new();
+    client.copy(5, 0x1000_0010, 100, READ);
+    let asked = answer_read(&mut client.stream, byte);
+    assert_eq!(asked.payload, dma(0x1000_0010, 100));
+    let reply = client.receive();
+    assert_eq!((reply.id, reply.command, reply.error), (5, 10, 0));
+    assert_eq!(client.device_bytes(100), pattern(0x1000_0010, 100));
+}
+
+#[test]
+fn memory_without_a_descriptor_is_written_by_messages() {
+    // With a header alone QEMU's client answers; 12 bytes the specification has, and 16 libvfio-user's.
+    for answer_bytes in [0, 12, 16] {
+        let mut client = Client::new();
+        client.send(&message(4, 10, 0, &[&access(64, 4)[..], b"data"].concat()));
+        assert_eq!(client.receive().error, 0);
+        client.copy(5, 0x1fff_fffc, 4, WRITE);
+        let asked = client.receive();
+        assert_eq!((asked.command, asked.flags), (12, 0));
+        assert_eq!(asked.payload, [&dma(0x1fff_fffc, 4)[..], b"data"].concat());
+        client.send(&message(asked.id, 12, 1, &asked.payload[..answer_bytes]));
+        assert_eq!(client.receive().error, 0, "{answer_bytes}");
+    }
+}
+
+#[test]
+fn accesses_are_split_by_what_the_client_takes_at_a_time() {
+    let (mut client, _) = Client::connect(1, r#"{"max_data_xfer_size":64}"#);
+    client.copy(5, 0x1000_0000, 200, READ);
+    let mut ids = Vec::new();
+    for (address, count) in [(0, 64), (64, 64), (128, 64), (192, 8)] {
+        let asked = answer_read(&mut client.stream, byte);
+        assert_eq!(asked.payload, dma(0x1000_0000 + address, count));
+        ids.push(asked.id);
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 4, "each has its own id");
+    assert_eq!(client.receive().error, 0);
+    assert_eq!(client.device_bytes(200), pattern(0x1000_0000, 200));
+    client.copy(6, 0x1000_0000, 65, WRITE);
+    for (address, count) in [(0, 64), (64, 1)] {
+        let asked = client.receive();
+        assert_eq!(asked.payload[..16], dma(0x1000_0000 + address, count)[..]);
+        assert_eq!(asked.payload[16..], pattern(0x1000_0000 + address, count));
+        client.send(&message(asked.id, 12, 1, &asked.payload[..12]));
+    }
+    assert_eq!(client.receive().error, 0);
+}
+
+#[test]
+fn more_than_a_mebibyte_is_never_asked_for_at_a_time() {
+    let (mut client, _) = Client::connect(1, r#"{"max_data_xfer_size":67108864}"#);
+    client.copy(5, 0x1000_0000, (1 << 20) + 1, READ);
+    let asked = answer_read(&mut client.stream, byte);
+    assert_eq!(asked.payload, dma(0x1000_0000, 1 << 20));
+    let asked = answer_read(&mut client.stream, byte);
+    assert_eq!(asked.payload, dma(0x1010_0000, 1));
+    assert_eq!(client.receive().error, 0);
+    assert_eq!(client.device_bytes(1 << 20), pattern(0x1000_0000, 1 << 20));
+}
+
+#[test]
+fn a_client_that_transfers_nothing_is_not_asked() {
+    let (mut client, _) = Client::connect(1, r#"{"max_data_xfer_size":0}"#);
+    client.copy(5, 0x1000_0000, 4, READ);
+    let reply = client.receive();
+    assert_eq!((reply.command, reply.error), (10, Errno::EMSGSIZE as u32));
+}
+
+#[test]
+fn requests_before_the_answer_are_served_in_order_after_it() {
+    let mut client = Client::new();
+    // All at once, with a request whose reply is due before the server asks.
+    let mut bytes = message(3, 9, 0, &access(64, 4));
+    bytes.extend(copy(4, 0x1000_0000, 8, READ));
+    for value in 0..200 {
+        bytes.extend(note(value));
+    }
+    bytes.extend(message(5, 9, 0, &access(64, 8)));
+    client.send(&bytes);
+    let reply = client.receive();
+    assert_eq!(
+        (reply.id, reply.command),
+        (3, 9),
+        "what was due leaves first"
+    );
+    let asked = client.receive();
+    assert_eq!(asked.command, 11);
+    client.send(&note(200));
+    // The answer between two requests, in one piece with them, and cut.
+    let payload = [&asked.payload[..], &pattern(0x1000_0000, 8)].concat();
+    let answer = message(asked.id, 11, 1, &payload);
+    let bytes = [note(201), answer, note(202)].concat();
+    let (first, second) = bytes.split_at(60);
+    client.send(first);
+    std::thread::sleep(Duration::from_millis(5));
+    client.send(second);
+    let reply = client.receive();
+    assert_eq!((reply.id, reply.command, reply.error), (4, 10, 0));
+    let reply = client.receive();
+    assert_eq!(
+        (reply.id, &reply.payload[16..]),
+        (5, &pattern(0x1000_0000, 8)[..])
+    );
+    let (_, copier) = client.end();
+    assert_eq!(copier.log, (0..=202).collect::<Vec<u8>>());
+}
+
+#[test]
+fn the_answer_may_come_in_any_pieces() {
+    for cut in 0..16 + 16 + 8 {
+        let mut client = Client::new();
+        client.copy(4, 0x1000_0000, 8, READ);
+        let asked = client.receive();
+        let payload = [&asked.payload[..], &pattern(0x1000_0000, 8)].concat();
+        let bytes = [note(1), message(asked.id, 11, 1, &payload), note(2)].concat();
+        client.send(&bytes[..33 + cut]);
+        if cut % 8 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        client.send(&bytes[33 + cut..]);
+        assert_eq!(client.receive().error, 0);
+        let (_, copier) = client.end();
+        assert_eq!(copier.log, [1, 2]);
+        assert_eq!(copier.bytes[64..72], pattern(0x1000_0000, 8));
+    }
+}
+
+#[test]
+fn an_error_of_the_client_is_the_access_s_and_the_session_goes_on() {
+    let mut client = Client::new();
+    for (errno, expected) in [
+        (14, Errno::EFAULT),
+        (1, Errno::EPERM),
+        (0, Errno::EIO),
+        (u32::MAX, Errno::EIO),
+    ] {
+        for (way, command) in [(READ, 11), (WRITE, 12)] {
+            client.copy(4, 0x1000_0000, 8, way);
+            let asked = client.receive();
+            client.send(&error(asked.id, command, errno));
+            assert_eq!(client.receive().error, expected as u32);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_makes_no_sense_is_an_error_and_the_session_goes_on() {
+    let mut client = Client::new();
+    let data = |address, count, len| [dma(address, count), vec![7; len]].concat();
+    for payload in [
+        vec![],
+        vec![0; 15],
+        data(0x1000_0000, 8, 7),
+        data(0x1000_0000, 8, 9),
+        data(0x1000_0000, 7, 8),
+        data(0x1000_0001, 8, 8),
+        data(0x1000_0000, 8 | 1 << 32, 8),
+        data(0x1000_0000, 8, 1 << 20),
+    ] {
+        client.copy(4, 0x1000_0000, 8, READ);
+        let asked = client.receive();
+        client.send(&message(asked.id, 11, 1, &payload));
+        let reply = client.receive();
+        assert_eq!(
+            (reply.command, reply.error),
+            (10, Errno::EBADMSG as u32),
+            "{}",
+            payload.len()
+        );
+    }
+    // Larger than any message may be.
+    client.copy(4, 0x1000_0000, 8, READ);
+    let asked = client.receive();
+    client.send(&message(asked.id, 11, 1, &data(0x1000_0000, 8, 2 << 20)));
+    assert_eq!(client.receive().error, Errno::EMSGSIZE as u32);
+    for payload in [
+        vec![0; 12],
+        dma(0x1000_0000, 7),
+        data(0x1000_0000, 8, 1),
+        vec![0; 3],
+    ] {
+        client.copy(4, 0x1000_0000, 8, WRITE);
+        let asked = client.receive();
+        client.send(&message(asked.id, 12, 1, &payload));
+        assert_eq!(client.receive().error, Errno::EBADMSG as u32);
+    }
+    assert_eq!(client.device_bytes(8), [0; 8], "nothing of it was taken");
+}
+
+#[test]
+fn replies_to_nothing_are_ignored() {
+    let mut client = Client::new();
+    client.send(&message(0, 11, 1, &[9; 24]));
+    client.copy(4, 0x1000_0000, 8, READ);
+    let asked = client.receive();
+    let mut payload = [&asked.payload[..], &[1; 8]].concat();
+    client.send(&message(asked.id.wrapping_add(1), 11, 1, &payload));
+    client.send(&message(asked.id, 12, 1, &payload));
+    client.send(&error(asked.id.wrapping_sub(1), 11, 5));
+    payload[16..].copy_from_slice(b"the data");
+    client.send(&message(asked.id, 11, 1, &payload));
+    client.send(&message(asked.id, 11, 1, &[0; 24]));
+    assert_eq!(client.receive().error, 0);
+    assert_eq!(client.device_bytes(8), b"the data");
+}
+
+#[test]
+fn a_client_that_leaves_instead_of_answering_ends_its_session() {
+    for twin in [false, true] {
+        let capabilities = format!("{{\"twin_socket\":{{\"supported\":{twin}}}}}");
+        let (mut client, mut twin) = Client::connect(1, &capabilities);
+        client.copy(4, 0x1000_0000, 8, READ);
+        let asked = receive(twin.as_mut().unwrap_or(&mut client.stream));
+        assert_eq!(asked.command, 11);
+        let (closed, _) = client.end();
+        assert!(matches!(closed, Closed::ByClient), "{closed:?}");
+    }
+    let (mut client, twin) = Client::connect(1, r#"{"twin_socket":{"supported":true}}"#);
+    drop(twin);
+    client.copy(4, 0x1000_0000, 8, READ);
+    let (closed, _) = client.server.take().unwrap().join().unwrap();
+    assert!(matches!(closed, Closed::ByClient), "{closed:?}");
+}
+
+#[test]
+fn a_client_that_does_not_answer_ends_its_session_in_one_budget() {
+    let (mut client, _) = Client::connect(1, r#"{"max_data_xfer_size":1}"#);
+    let begin = Instant::now();
+    // A thousand accesses: each fails at once after the first.
+    client.copy(4, 0x1000_0000, 1000, READ);
+    for id in 5..300 {
+        client.copy(id, 0x1000_0000, 1000, READ);
+    }
+    assert_eq!(client.receive().command, 11);
+    let (closed, _) = client.server.take().unwrap().join().unwrap();
+    assert!(matches!(closed, Closed::Unanswered(_)), "{closed:?}");
+    assert!(closed.to_string().contains("DMA_READ"));
+    assert!(begin.elapsed() < Duration::from_secs(30));
+    assert_eq!(
+        client.stream.read(&mut [0; 1]).unwrap(),
+        0,
+        "the client sees it, too"
+    );
+}
+
+#[test]
+fn a_client_that_sends_more_than_is_held_and_does_not_answer_ends_its_session() {
+    let mut client = Client::new();
+    client.copy(4, 0x1000_0000, 8, READ);
+    assert_eq!(client.receive().command, 11);
+    let begin = Instant::now();
+    let large = message(
+        0,
+        10,
+        0x10,
+        &[&access(64, 1 << 20)[..], &vec![1; 1 << 20]].concat(),
+    );
+    let refused = (0..64).find_map(|_| client.stream.write_all(&large).err());
+    assert_eq!(refused.unwrap().kind(), ErrorKind::BrokenPipe);
+    let (closed, _) = client.server.take().unwrap().join().unwrap();
+    assert!(matches!(closed, Closed::Protocol(_)), "{closed:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "at once");
+}
+
+#[test]
+fn a_client_that_neither_reads_nor_answers_ends_its_session() {
+    let mut client = Client::new();
+    // A reply that waits, and a question that is larger than what a socket holds.
+    let mut bytes = message(3, 9, 0, &access(64, 4096));
+    bytes.extend(copy(4, 0x1000_0000, 1 << 20, WRITE));
+    client.send(&bytes);
+    let (closed, _) = client
+        .server
+        .take()
+        .unwrap()
+        .join()
+        .unwrap_or_else(|_| unreachable!());
+    assert!(matches!(closed, Closed::Unanswered(_)), "{closed:?}");
+}
+
+#[test]
+fn the_server_asks_on_the_twin_socket_when_there_is_one() {
+    let capabilities = r#"{"twin_socket":{"supported":true},"max_msg_fds":4}"#;
+    let (mut client, twin) = Client::connect(1, capabilities);
+    let mut twin = twin.unwrap();
+    for (way, command) in [(READ, 11), (WRITE, 12)] {
+        client.copy(4, 0x1000_0000, 8, way);
+        client.send(&note(1));
+        let asked = receive(&mut twin);
+        assert_eq!(
+            (asked.command, &asked.payload[..16]),
+            (command, &dma(0x1000_0000, 8)[..])
+        );
+        // A command has no business there, nor has a reply on the connection.
+        twin.write_all(&message(1, 4, 0, &[])).unwrap();
+        client.send(&message(asked.id, command, 1, &dma(0x1000_0000, 8)));
+        let data = if way == READ { &b"the data"[..] } else { &[] };
+        let payload = [&dma(0x1000_0000, 8)[..], data].concat();
+        twin.write_all(&message(asked.id, command, 1, &payload))
+            .unwrap();
+        assert_eq!(client.receive().error, 0);
+    }
+    assert_eq!(client.device_bytes(8), b"the data");
+    let (_, copier) = client.end();
+    assert_eq!(copier.log, [1, 1]);
+}
+
+#[test]
+fn a_client_that_is_busy_sending_is_read_from_while_its_twin_socket_is_waited_for() {
+    let (mut client, twin) = Client::connect(1, r#"{"twin_socket":{"supported":true}}"#);
+    let mut twin = twin.unwrap();
+    let mut bytes = copy(4, 0x1000_0000, 8, READ);
+    // More than a socket holds, and less than the server does.
+    let large = vec![1; 700 << 10];
+    bytes.extend(message(
+        5,
+        10,
+        0,
+        &[&access(4096, 700 << 10)[..], &large].concat(),
+    ));
+    client.send(&bytes);
+    answer_read(&mut twin, byte);
+    assert_eq!(client.receive().id, 4);
+    assert_eq!(client.receive().id, 5);
+}
+
+/// Answers as QEMU's client does, whose count has 32 bits.
+fn answer_as_qemu(client: &mut Client, memory: &mut [u8]) {
+    let asked = client.receive();
+    let at = u64::from_le_bytes(asked.payload[..8].try_into().unwrap()) as usize - 0x1000_0000;
+    let count = u32::from_le_bytes(asked.payload[8..12].try_into().unwrap()) as usize;
+    if asked.command == 12 {
+        // As it does, it takes no more than is there behind its structure of 16 bytes.
+        assert!(count <= asked.payload.len() - 16);
+        memory[at..at + count].copy_from_slice(&asked.payload[12..12 + count]);
+        client.send(&message(asked.id, 12, 1, &[]));
+    } else {
+        let payload = [&asked.payload[..12], &memory[at..at + count], &[0; 4]].concat();
+        client.send(&message(asked.id, 11, 1, &payload));
+    }
+}
+
+#[test]
+fn data_is_where_qemu_has_it() {
+    let capabilities = r#"{"migration":{"pgsize":4096,"max_bitmap_size":268435456},"max_msg_fds":16,"max_data_xfer_size":1048576,"pgsizes":4096,"max_dma_maps":65535,"write_multiple":true}"#;
+    let mut memory = pattern(1, 256);
+    let (mut client, _) = Client::connect(0, capabilities);
+    client.copy(4, 0x1000_0000, 100, READ);
+    answer_as_qemu(&mut client, &mut memory);
+    assert_eq!(client.receive().error, 0);
+    assert_eq!(client.device_bytes(100), memory[..100]);
+    client.copy(4, 0x1000_0080, 100, WRITE);
+    answer_as_qemu(&mut client, &mut memory);
+    assert_eq!(client.receive().error, 0);
+    assert_eq!(memory[128..228], pattern(1, 100));
+    // One that is like everybody else shows it by the first data that is not all zeros.
+    let (mut client, _) = Client::connect(0, capabilities);
+    client.copy(4, 0x1000_0000, 100, READ);
+    answer_read(&mut client.stream, byte);
+    assert_eq!(client.receive().error, 0);
+    assert_eq!(client.device_bytes(100), pattern(0x1000_0000, 100));
+    client.copy(4, 0x1000_0000, 100, WRITE);
+    assert_eq!(client.receive().payload[16..], pattern(0x1000_0000, 100));
+}
+
+#[test]
+fn requests_that_came_while_the_device_worked_by_itself_are_served() {
+    let (mut stream, theirs) = UnixStream::pair().unwrap();
+    let mut copier = Copier {
+        regions: [Region::new(4096)],
+        bytes: vec![0; 4096],
+        log: Vec::new(),
+    };
+    let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
+    let map = [
+        &words(&[32, 3, 0, 0])[..],
+        &0x1000_0000_u64.to_le_bytes(),
+        &0x1000_u64.to_le_bytes(),
+    ]
+    .concat();
+    stream.write_all(&message(1, 1, 0, &[0, 0, 1, 0])).unwrap();
+    stream.write_all(&message(2, 2, 0, &map)).unwrap();
+    session.serve(&mut copier).unwrap();
+    for _ in 0..2 {
+        assert_eq!(receive(&mut stream).error, 0);
+    }
+    let client = std::thread::spawn(move || {
+        let asked = receive(&mut stream);
+        let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
+        stream
+            .write_all(&[note(1), answer, note(2)].concat())
+            .unwrap();
+        stream.write_all(&message(9, 9, 0, &access(32, 1))).unwrap();
+        stream
+    });
+    let mut data = [0; 4];
+    assert!(!session.has_requests());
+    session.lent().read(0x1000_0000, &mut data).unwrap();
+    assert_eq!(data, [3; 4]);
+    assert!(session.has_requests());
+    let mut stream = client.join().unwrap();
+    while copier.log.len() < 2 {
+        session.wait(&mut copier).unwrap();
+    }
+    session.serve(&mut copier).unwrap();
+    assert!(!session.has_requests());
+    assert_eq!(receive(&mut stream).payload[16], 2);
+}
