@@ -24,7 +24,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
     sys::{
-        mman::{MapFlags, ProtFlags, mmap, munmap},
+        mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap},
         stat::{FileStat, SFlag, fstat},
         statfs::{HUGETLBFS_MAGIC, fstatfs},
     },
@@ -191,6 +191,9 @@ impl Mapping {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping where the kernel has room for it, which nothing else knows.
         let start = unsafe { mmap(None, len, protection, flags, descriptor.as_fd(), at) }?;
+        // SAFETY: the mapping that was just made. What the guest keeps in memory has no place in our core dumps; that it is
+        // kept out of them is not worth an error.
+        let _ = unsafe { madvise(start, len.get(), MmapAdvise::MADV_DONTDUMP) };
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         MAPPED_BYTES.fetch_add(len.get(), Ordering::Relaxed);
         let window = Window::new(
