@@ -1,14 +1,22 @@
 //! Files that shrink under a map.
 
+#![expect(unsafe_code, reason = "actions for a signal are set")]
+
 use std::{
     os::unix::process::ExitStatusExt,
-    process::Command,
+    process::{Command, ExitStatus},
     sync::atomic::AtomicBool,
     thread,
     time::{Duration, Instant},
 };
 
-use nix::libc::SIGBUS;
+use nix::{
+    libc::SIGBUS,
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
+    },
+};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use super::*;
@@ -151,38 +159,120 @@ fn threads_lose_only_what_is_theirs() {
     });
 }
 
-/// Runs this test binary again, for `test` alone, and says which signal ended it.
-fn signal_that_ends(test: &str) -> Option<i32> {
+/// Runs this test binary again, for `test` alone, which ends the process.
+fn run_alone(test: &str) -> ExitStatus {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture"])
         .output()
         .unwrap()
         .status
-        .signal()
 }
 
-#[test]
-fn a_bus_error_elsewhere_still_ends_the_process() {
-    assert_eq!(
-        signal_that_ends("memory::tests::lost::bus_error_elsewhere"),
-        Some(SIGBUS)
-    );
-}
-
-#[test]
-#[ignore = "ends the process: run by the test above"]
-fn bus_error_elsewhere() {
+/// Makes sure that the handler is installed, and works; and that the process leaves no core behind.
+fn lose_something() {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
     let (mut memory, file) = mapped(0, 1);
     file.set_len(0).unwrap();
     assert!(read(&mut memory, 0, &mut [0]).is_err());
-    let elsewhere = thread::spawn(|| {
-        let file = File::from(super::file(1));
-        let shrink = file.try_clone().unwrap();
-        let region = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 4096).unwrap();
-        shrink.set_len(0).unwrap();
-        let mut data = [0; 8];
-        let _ = region.as_volatile_slice().read_slice(&mut data, 0);
-        data
-    });
-    let _ = elsewhere.join();
+}
+
+/// Touches a page without a file behind it that belongs to no DMA map.
+fn fault_elsewhere() {
+    let file = File::from(file(1));
+    let shrink = file.try_clone().unwrap();
+    let region = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 4096).unwrap();
+    shrink.set_len(0).unwrap();
+    let mut data = [0; 8];
+    let _ = region.as_volatile_slice().read_slice(&mut data, 0);
+}
+
+fn set_action(handler: SigHandler) {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the only handler that is passed here does nothing but end the process.
+    unsafe { sigaction(Signal::SIGBUS, &action) }.unwrap();
+}
+
+extern "C" fn exit_with_42(_: i32) {
+    // SAFETY: it may be called from a handler.
+    unsafe { nix::libc::_exit(42) }
+}
+
+#[test]
+fn a_bus_error_elsewhere_does_what_it_did_before() {
+    let alone = |name: &str| run_alone(&format!("memory::tests::lost::alone::{name}"));
+    assert_eq!(
+        alone("a_fault_with_the_runtimes_handler").signal(),
+        Some(SIGBUS)
+    );
+    assert_eq!(
+        alone("a_fault_with_the_default_action").signal(),
+        Some(SIGBUS)
+    );
+    assert_eq!(alone("a_fault_that_was_ignored").signal(), Some(SIGBUS));
+    assert_eq!(alone("a_fault_with_a_handler").code(), Some(42));
+    assert_eq!(
+        alone("a_signal_with_the_default_action").signal(),
+        Some(SIGBUS)
+    );
+    assert_eq!(alone("a_signal_that_was_ignored").code(), Some(0));
+    assert_eq!(alone("a_signal_with_a_handler").code(), Some(42));
+}
+
+mod alone {
+    use super::*;
+
+    #[test]
+    #[ignore = "ends the process: run by the test above"]
+    fn a_fault_with_the_runtimes_handler() {
+        lose_something();
+        let _ = thread::spawn(fault_elsewhere).join();
+    }
+
+    #[test]
+    #[ignore = "ends the process: run by the test above"]
+    fn a_fault_with_the_default_action() {
+        set_action(SigHandler::SigDfl);
+        lose_something();
+        fault_elsewhere();
+    }
+
+    #[test]
+    #[ignore = "ends the process: run by the test above"]
+    fn a_fault_that_was_ignored() {
+        set_action(SigHandler::SigIgn);
+        lose_something();
+        fault_elsewhere();
+    }
+
+    #[test]
+    #[ignore = "ends the process: run by the test above"]
+    fn a_fault_with_a_handler() {
+        set_action(SigHandler::Handler(exit_with_42));
+        lose_something();
+        fault_elsewhere();
+    }
+
+    #[test]
+    #[ignore = "ends the process: run by the test above"]
+    fn a_signal_with_the_default_action() {
+        set_action(SigHandler::SigDfl);
+        lose_something();
+        raise(Signal::SIGBUS).unwrap();
+    }
+
+    #[test]
+    #[ignore = "run by the test above, in a process of its own"]
+    fn a_signal_that_was_ignored() {
+        set_action(SigHandler::SigIgn);
+        lose_something();
+        raise(Signal::SIGBUS).unwrap();
+    }
+
+    #[test]
+    #[ignore = "ends the process: run by the test above"]
+    fn a_signal_with_a_handler() {
+        set_action(SigHandler::Handler(exit_with_42));
+        lose_something();
+        raise(Signal::SIGBUS).unwrap();
+    }
 }
