@@ -113,8 +113,8 @@ impl Session {
         Ok(arrived)
     }
 
-    /// Waits until something arrives, and answers it. Returns also when a signal came, and when the client took replies
-    /// that it had not taken before.
+    /// Waits until something arrives, and answers it. Returns also when a signal came, when the client took replies that it
+    /// had not taken before, and when it ended an interrupt by eventfd.
     ///
     /// # Errors
     /// [`Closed`]: the session is over. Also when the client does not negotiate in time.
@@ -124,7 +124,7 @@ impl Session {
             self.wait_for_either()?;
             return self.serve(device);
         }
-        if self.has_requests() || self.spin()? || self.channel().wait()? {
+        if self.has_requests() || self.spin()? || self.wait_for_message()? {
             if !self.spin.is_zero() {
                 self.last_message = Some(Instant::now());
             }
@@ -148,6 +148,7 @@ impl Session {
             if self.channel().receive()? {
                 return Ok(true);
             }
+            self.lent.irqs.serve();
             if last.elapsed() >= self.spin {
                 return Ok(false);
             }
@@ -155,7 +156,16 @@ impl Session {
         }
     }
 
-    /// Waits for what [`Session::serve`] can make use of, and no longer than for VERSION.
+    /// Waits for a message, and takes it; or for the end of an interrupt.
+    fn wait_for_message(&mut self) -> Result<bool, Closed> {
+        if self.lent.irqs.fd().is_none() {
+            return self.channel().wait();
+        }
+        self.wait_for_either()?;
+        self.channel().receive()
+    }
+
+    /// Waits for what [`Session::serve`] can make use of, or for the end of an interrupt, and no longer than for VERSION.
     fn wait_for_either(&mut self) -> Result<(), Closed> {
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::POLLIN, !self.is_blocked());
@@ -171,8 +181,13 @@ impl Session {
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             }
         };
-        let mut fds = [PollFd::new(self.connection().main.stream.as_fd(), wanted)];
-        match poll(&mut fds, timeout) {
+        let stream = PollFd::new(self.connection().main.stream.as_fd(), wanted);
+        let result = match self.lent.irqs.fd() {
+            None => poll(&mut [stream], timeout),
+            Some(irqs) => poll(&mut [stream, PollFd::new(irqs, PollFlags::POLLIN)], timeout),
+        };
+        self.lent.irqs.serve();
+        match result {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(Closed::Failed(errno)),
         }

@@ -271,6 +271,31 @@ fn device_region_and_irq_info() {
 }
 
 #[test]
+fn a_session_that_waits_hears_of_the_end_of_an_interrupt_by_eventfd() {
+    let mut client = Client::negotiated();
+    let [line, end] = [0x24, 0x14].map(|flags| {
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let fds = [eventfd.as_fd().as_raw_fd()];
+        let reply = client.call_with(8, &words(&[20, flags, 0, 0, 1]), &fds);
+        assert_eq!(reply.error, 0);
+        eventfd
+    });
+    client.call(10, &[&access(0, 0, 1)[..], &[1]].concat());
+    assert_eq!(line.read(), Ok(1));
+    end.write(1).unwrap();
+    let waiter = std::thread::spawn(move || {
+        client.session.wait(&mut client.device).unwrap();
+        client
+    });
+    let due = Instant::now() + Duration::from_secs(20);
+    while line.read() != Ok(1) {
+        assert!(Instant::now() < due, "nobody heard of it");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    waiter.join().unwrap();
+}
+
+#[test]
 fn regions_are_read_and_written_inside_their_bounds() {
     let mut client = Client::negotiated();
     let reply = client.call(10, &[&access(60, 0, 4)[..], &[1, 2, 3, 4]].concat());
