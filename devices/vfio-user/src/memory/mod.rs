@@ -186,8 +186,9 @@ impl Memory {
 
     /// Removes every map that lies in the range, and returns the sum of their sizes.
     ///
-    /// The specification knows only ranges that are exactly one map's, which is what QEMU, cloud-hypervisor and SPDK send;
-    /// VFIO in the kernel takes several whole maps at once, which harms nobody. Part of a map can't go.
+    /// The specification knows only ranges that are exactly one map's, which is what clients send for RAM. QEMU has a range for
+    /// several maps when a guest's IOMMU gets other tables, and VFIO in the kernel allows that, so that it is allowed here.
+    /// Part of a map can't go.
     ///
     /// # Errors
     /// `EINVAL` for an empty or wrapping range or one that would cut a map in two; `ENOENT` when no map lies in it.

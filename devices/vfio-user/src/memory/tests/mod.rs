@@ -3,6 +3,7 @@
 mod access;
 mod dirty;
 mod lost;
+mod model;
 mod saved;
 
 use std::{fs::File, os::fd::OwnedFd};
