@@ -73,6 +73,9 @@ pub(crate) struct Resets {
 pub(crate) enum Request {
     /// Back to the power-on state; answered with a reply.
     Reset { id: u64 },
+    /// The client is to let go of the device; answered with a reply, which says whether the client was asked.
+    #[serde(rename = "request-release")]
+    Release { id: u64 },
     /// Answered with the status as it is at this moment.
     Status,
 }
@@ -82,8 +85,16 @@ pub(crate) enum Request {
 enum Message<'a> {
     Status(&'a Status),
     Failed(&'a Failure),
-    Reply { id: u64, ok: bool },
-    Error { message: String },
+    Reply {
+        id: u64,
+        ok: bool,
+        /// Why not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+    },
+    Error {
+        message: String,
+    },
 }
 
 impl Control {
@@ -168,9 +179,11 @@ impl Control {
         }
     }
 
-    /// Says that a request was carried out.
-    pub(crate) fn reply(&mut self, index: usize, id: u64) {
-        self.send(index, &Message::Reply { id, ok: true });
+    /// Says that a request was carried out, or why it was not.
+    pub(crate) fn reply(&mut self, index: usize, id: u64, result: Result<(), String>) {
+        let ok = result.is_ok();
+        let message = result.err();
+        self.send(index, &Message::Reply { id, ok, message });
     }
 
     /// Tells one connection.
@@ -254,5 +267,22 @@ mod tests {
         let request: Request =
             serde_json::from_str(r#"{"type":"reset","id":7,"later":true}"#).unwrap();
         assert_eq!(request, Request::Reset { id: 7 });
+        let request: Request =
+            serde_json::from_str(r#"{"type":"request-release","id":8}"#).unwrap();
+        assert_eq!(request, Request::Release { id: 8 });
+        let reply = |message| {
+            serde_json::to_value(Message::Reply {
+                id: 7,
+                ok: false,
+                message,
+            })
+        };
+        assert_eq!(
+            [reply(None).unwrap(), reply(Some("no".into())).unwrap()],
+            [
+                serde_json::json!({"type": "reply", "id": 7, "ok": false}),
+                serde_json::json!({"type": "reply", "id": 7, "ok": false, "message": "no"}),
+            ]
+        );
     }
 }

@@ -1,0 +1,119 @@
+//! What the agent asks for through the control socket, and what it is told.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use tracing::{info, warn};
+use vfio_user::{Device as _, Migration as _};
+
+use super::{Server, watch::Token};
+use crate::control::{Control, Request, Resets, State, Status};
+
+/// How often the agent is told at most.
+const STATUS_PERIOD: Duration = Duration::from_millis(100);
+
+impl Server {
+    pub(super) fn accept_control(
+        &mut self,
+        control: &mut Control,
+        now: Instant,
+    ) -> Result<(), Errno> {
+        let index = match control.accept(&self.status()) {
+            Ok(Some(index)) => index,
+            Ok(None) => return Ok(()),
+            Err(error) => return self.pause_listening(control, &error, now),
+        };
+        let watched = control
+            .peer(index)
+            .map_or(Ok(()), |fd| self.watch.add(fd, Token::Peer(index)));
+        if let Err(errno) = watched {
+            warn!(%errno, "a control connection could not be served, and was closed");
+            control.close(index);
+        }
+        Ok(())
+    }
+
+    pub(super) fn serve_control(&mut self, control: &mut Control, index: usize, now: Instant) {
+        match control.receive(index) {
+            Some(Request::Reset { id }) => {
+                self.reset();
+                // First what it led to: who waits for the reply then knows.
+                control.send_status_to(index, &self.status());
+                control.reply(index, id, Ok(()));
+            }
+            Some(Request::Release { id }) => {
+                self.notice_hang_up(now);
+                control.reply(index, id, self.request_release());
+            }
+            Some(Request::Status) => {
+                self.notice_hang_up(now);
+                control.send_status_to(index, &self.status());
+            }
+            None => {}
+        }
+    }
+
+    /// Back to the power-on state. A device that the client has stopped stays stopped: it does not know of this.
+    fn reset(&mut self) {
+        let (function, lent) = self.function_and_lent();
+        let was_running = function.is_running();
+        function.reset(lent);
+        function.set_running(lent, was_running);
+        self.resets.api += 1;
+        info!("reset through the control socket");
+    }
+
+    /// Asks the client to let go of the device.
+    fn request_release(&mut self) -> Result<(), String> {
+        if self.session.is_none() {
+            return Err("no client is connected: there is nobody to ask".into());
+        }
+        let (function, lent) = self.function_and_lent();
+        function
+            .request_release(lent)
+            .map_err(|error| error.to_string())?;
+        info!("the client was asked to release the device");
+        Ok(())
+    }
+
+    /// Tells the agent what has changed, at most once per [`STATUS_PERIOD`]: a guest that resets its device in a loop must
+    /// not flood it.
+    pub(super) fn tell_status(&mut self, control: &mut Control, now: Instant) {
+        if self.status_due().is_some_and(|due| due <= now) {
+            control.send_status(&self.status());
+            self.told = self.news();
+            self.told_at = now;
+        }
+    }
+
+    pub(super) fn status_due(&self) -> Option<Instant> {
+        (self.news() != self.told).then(|| self.told_at + STATUS_PERIOD)
+    }
+
+    fn news(&self) -> (bool, Resets) {
+        let mut resets = self.resets;
+        resets.software = self.function.software_resets();
+        resets.device_reset += self
+            .session
+            .as_ref()
+            .map_or(0, |connected| connected.session.device_resets());
+        (self.session.is_some(), resets)
+    }
+
+    fn status(&self) -> Status {
+        let (connected, resets) = self.news();
+        Status {
+            pid: std::process::id(),
+            state: if connected {
+                State::Connected
+            } else {
+                State::Listening
+            },
+            client: self
+                .session
+                .as_ref()
+                .and_then(|connected| connected.client.clone()),
+            resets,
+        }
+    }
+}
