@@ -13,6 +13,7 @@ mod message;
 mod migration;
 mod negotiate;
 mod requests;
+mod saved;
 mod session;
 mod socket;
 
@@ -20,6 +21,7 @@ pub use irq::{IrqAction, IrqInfo, IrqKind, Irqs, SavedIrqs};
 pub use listener::{ListenError, Listener, MAX_PATH_BYTES};
 pub use memory::{Access, AccessError, Memory, SavedMemory};
 pub use message::MigrationState;
+pub use saved::{NotRestored, NotSaved, Saved, SavedSession};
 pub use session::Session;
 pub use socket::Closed;
 

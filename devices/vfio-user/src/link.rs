@@ -6,7 +6,10 @@
 //! those than are held, and does not answer, ends its session, and so does one that takes too long.
 
 use std::{
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -14,6 +17,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
+use serde::{Deserialize, Serialize};
 use tracing::debug;
 use zerocopy::IntoBytes;
 
@@ -21,7 +25,8 @@ use crate::{
     memory::Remote,
     message::{Command, DmaAccess, Header, RegionAccess},
     negotiate::{MAX_TRANSFER_BYTES, Negotiated},
-    socket::{Closed, Frame, Inbox, Outbox, drain},
+    saved,
+    socket::{Closed, Frame, Inbox, Outbox, SavedInbox, SavedOutbox, drain},
 };
 
 const MAX_MESSAGE_BYTES: usize =
@@ -36,7 +41,30 @@ pub(crate) struct Channel {
     pub(crate) outbox: Outbox,
 }
 
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedChannel {
+    inbox: SavedInbox,
+    outbox: SavedOutbox,
+}
+
 impl Channel {
+    fn save(&self, fds: &mut Vec<OwnedFd>) -> std::io::Result<SavedChannel> {
+        fds.push(self.stream.try_clone()?.into());
+        Ok(SavedChannel {
+            inbox: self.inbox.save(fds)?,
+            outbox: self.outbox.save(fds)?,
+        })
+    }
+
+    fn restore(saved: SavedChannel, fds: &mut dyn Iterator<Item = OwnedFd>) -> Result<Self, Errno> {
+        let stream = saved::stream(fds.next().ok_or(Errno::EINVAL)?)?;
+        let mut channel = Self::new(stream).map_err(|_| Errno::EINVAL)?;
+        channel.inbox.restore(saved.inbox, fds)?;
+        channel.outbox = Outbox::restore(&saved.outbox, fds)?;
+        Ok(channel)
+    }
+
     fn new(stream: UnixStream) -> std::io::Result<Self> {
         // Each call says whether it waits.
         stream.set_nonblocking(false)?;
@@ -103,12 +131,22 @@ pub(crate) struct Link {
 /// Where a DMA message's data is. It is behind a `count` of 64 bits, but QEMU's client has a structure with 32 bits there
 /// and the data at once, as the protocol had it before 0.1; its messages are as long as everybody's. Which of them a QEMU
 /// has is seen by its answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Layout {
     Wide,
     Narrow,
     /// A QEMU that has not shown it; they are narrow so far.
     Unsure,
+}
+
+/// A connection's values; its descriptors are beside it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedLink {
+    main: SavedChannel,
+    twin: Option<SavedChannel>,
+    layout: Layout,
+    next_id: u16,
 }
 
 /// What is asked of the client.
@@ -159,6 +197,47 @@ impl Link {
             self.layout = Layout::Unsure;
         }
         Ok(())
+    }
+
+    /// Appends to `fds` what [`Link::restore`] wants. Between turns of the loop nothing is asked of the client.
+    pub(crate) fn save(&self, fds: &mut Vec<OwnedFd>) -> std::io::Result<SavedLink> {
+        Ok(SavedLink {
+            main: self.main.save(fds)?,
+            twin: match &self.twin {
+                Some(twin) => Some(twin.save(fds)?),
+                None => None,
+            },
+            layout: self.layout,
+            next_id: self.next_id,
+        })
+    }
+
+    /// Puts together what [`Link::save`] took apart, for a client with whom this was agreed on.
+    ///
+    /// # Errors
+    /// `EINVAL` for what can't be, or what getsockopt says of a descriptor.
+    pub(crate) fn restore(
+        saved: SavedLink,
+        negotiated: Option<&Negotiated>,
+        fds: &mut dyn Iterator<Item = OwnedFd>,
+    ) -> Result<Self, Errno> {
+        let main = Channel::restore(saved.main, fds)?;
+        let twin = saved.twin.map(|twin| Channel::restore(twin, fds));
+        let twin = twin.transpose()?;
+        if twin.is_some() != negotiated.is_some_and(|negotiated| negotiated.twin_socket) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self {
+            main,
+            twin,
+            max_transfer_bytes: negotiated.map_or(MAX_TRANSFER_BYTES, |negotiated| {
+                negotiated.max_transfer_bytes
+            }),
+            layout: saved.layout,
+            next_id: saved.next_id,
+            budget: BUDGET,
+            broken: None,
+        })
     }
 
     /// Takes what still lies in the sockets: they are to be closed.

@@ -147,10 +147,6 @@ pub(crate) struct SavedMigration {
     data: String,
 }
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "what takes a session apart comes next")
-)]
 impl Machine {
     pub(crate) fn save(&self) -> SavedMigration {
         SavedMigration {

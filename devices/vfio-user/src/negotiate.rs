@@ -8,6 +8,7 @@
 //! SPDK 0.1 with no data at all.
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -28,7 +29,8 @@ const PAGE_BYTES: u64 = 4096;
 pub(crate) const MAX_BITMAP_BYTES: u64 = 8 << 20;
 
 /// What the two sides agreed on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Negotiated {
     /// The minor version that both speak.
     pub(crate) minor: u16,
@@ -67,6 +69,22 @@ impl Default for Negotiated {
             twin_socket: false,
             is_qemu: false,
         }
+    }
+}
+
+impl Negotiated {
+    /// # Errors
+    /// `EINVAL` for what VERSION can't have led to.
+    pub(crate) fn check(&self) -> Result<(), Errno> {
+        let can_be = self.minor <= MINOR
+            && self.max_transfer_bytes <= MAX_TRANSFER_BYTES
+            && self.max_dma_maps <= Memory::MAX_MAPS
+            && self.page_sizes & (PAGE_BYTES - 1) == 0
+            && self.page_sizes != 0
+            && self.migration_page_bytes >= PAGE_BYTES
+            && self.migration_page_bytes.is_power_of_two()
+            && self.max_bitmap_bytes <= MAX_BITMAP_BYTES;
+        if can_be { Ok(()) } else { Err(Errno::EINVAL) }
     }
 }
 

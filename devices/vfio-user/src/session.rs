@@ -48,10 +48,10 @@ const NEGOTIATION: Duration = Duration::from_secs(5);
 
 /// A connected client.
 pub struct Session {
-    lent: Lent,
-    phase: Phase,
-    device_resets: u64,
-    migration: Machine,
+    pub(crate) lent: Lent,
+    pub(crate) phase: Phase,
+    pub(crate) device_resets: u64,
+    pub(crate) migration: Machine,
     /// The payload that is being served, and its reply: copies, so that the connection is free for memory that is reached
     /// by messages meanwhile.
     payload: Vec<u8>,
@@ -62,7 +62,7 @@ pub struct Session {
     last_message: Option<Instant>,
 }
 
-enum Phase {
+pub(crate) enum Phase {
     /// VERSION is due then.
     Accepted(Instant),
     Negotiated(Negotiated),
@@ -74,12 +74,18 @@ impl Session {
     /// # Errors
     /// When the socket can't be used.
     pub fn new(stream: UnixStream, device: &dyn Device, now: Instant) -> std::io::Result<Self> {
-        Ok(Self {
-            lent: Lent {
-                irqs: Irqs::new(device.irqs()),
-                memory: Memory::default(),
-                link: Some(Link::new(stream)?),
-            },
+        let lent = Lent {
+            irqs: Irqs::new(device.irqs()),
+            memory: Memory::default(),
+            link: Some(Link::new(stream)?),
+        };
+        Ok(Self::with(lent, now))
+    }
+
+    /// Begins with a client that lends this.
+    pub(crate) fn with(lent: Lent, now: Instant) -> Self {
+        Self {
+            lent,
             phase: Phase::Accepted(now + NEGOTIATION),
             device_resets: 0,
             migration: Machine::default(),
@@ -87,7 +93,7 @@ impl Session {
             reply: Reply::default(),
             spin: Duration::ZERO,
             last_message: None,
-        })
+        }
     }
 
     /// Takes what has arrived, and answers it. Never blocks.
@@ -396,6 +402,14 @@ impl Session {
         header.size_bytes = (size_of::<Header>() + self.reply.bytes.len()) as u32;
         let link = self.lent.link.as_mut().expect(CONNECTED);
         link.main.outbox.push(&header, &mut self.reply);
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("lent", &self.lent)
+            .finish_non_exhaustive()
     }
 }
 

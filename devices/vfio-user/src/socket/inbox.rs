@@ -27,26 +27,26 @@ use super::{
 use crate::{message::Header, negotiate::MAX_MESSAGE_FDS};
 
 /// A client that lets more descriptors than this wait to be processed is cut off.
-const MAX_WAITING_FDS: usize = 2 * FDS_PER_PACKET;
-const HEADER_BYTES: usize = size_of::<Header>();
+pub(super) const MAX_WAITING_FDS: usize = 2 * FDS_PER_PACKET;
+pub(super) const HEADER_BYTES: usize = size_of::<Header>();
 
 /// What has arrived and is not yet processed.
 pub(crate) struct Inbox {
-    buffer: Box<[u8]>,
+    pub(super) buffer: Box<[u8]>,
     /// The largest message that is taken.
-    max_message_bytes: usize,
+    pub(super) max_message_bytes: usize,
     /// The unprocessed part of `buffer`.
-    filled: Range<usize>,
+    pub(super) filled: Range<usize>,
     /// Where the first message begins that has not been looked at.
-    scanned: usize,
+    pub(super) scanned: usize,
     /// Where the headers are whose messages were too large.
-    refused: VecDeque<usize>,
+    pub(super) refused: VecDeque<usize>,
     /// Bytes of such a message that are still to come.
-    skip: usize,
+    pub(super) skip: usize,
     /// Room for control messages.
     control: [u64; CONTROL_WORDS],
     /// Descriptors, each with the index in `buffer` of the last byte that came with it.
-    fds: VecDeque<(usize, OwnedFd)>,
+    pub(super) fds: VecDeque<(usize, OwnedFd)>,
 }
 
 /// A message, in the inbox.
@@ -215,7 +215,7 @@ impl Inbox {
     }
 
     /// Looks at the next message: whether it is whole. One that is too large shrinks to its header.
-    fn scan(&mut self) -> Result<bool, Closed> {
+    pub(super) fn scan(&mut self) -> Result<bool, Closed> {
         let rest = &self.buffer[self.scanned..self.filled.end];
         let Ok((header, _)) = Header::read_from_prefix(rest) else {
             return Ok(false);
@@ -241,7 +241,7 @@ impl Inbox {
     }
 
     /// The header at `start`, which [`Self::scan`] has seen.
-    fn header(&self, start: usize) -> Header {
+    pub(super) fn header(&self, start: usize) -> Header {
         Header::read_from_prefix(&self.buffer[start..])
             .map(|(header, _)| header)
             .unwrap_or_default()

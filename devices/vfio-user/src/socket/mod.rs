@@ -5,11 +5,13 @@
 mod inbox;
 mod outbox;
 mod raw;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use inbox::{Frame, Inbox};
 pub(crate) use outbox::{Outbox, Reply};
+pub(crate) use saved::{SavedInbox, SavedOutbox};
 
 use std::{
     net::Shutdown,

@@ -37,9 +37,9 @@ impl Reply {
 #[derive(Default)]
 pub(crate) struct Outbox {
     pub(super) bytes: Vec<u8>,
-    sent: usize,
+    pub(super) sent: usize,
     /// Descriptors, each set with the index in `bytes` of the message that it goes with.
-    fds: VecDeque<(usize, Vec<OwnedFd>)>,
+    pub(super) fds: VecDeque<(usize, Vec<OwnedFd>)>,
 }
 
 impl Outbox {
