@@ -6,14 +6,11 @@
 
 #![expect(unsafe_code, reason = "nix has no preadv2")]
 
-use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::Path,
-};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl, readlink},
+    fcntl::{FcntlArg, OFlag, fcntl},
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::stat::{SFlag, fstat},
@@ -22,7 +19,11 @@ use nix::{
 
 /// An eventfd.
 #[derive(Debug)]
-pub(super) struct Eventfd(OwnedFd);
+pub(super) struct Eventfd {
+    fd: OwnedFd,
+    /// The kernel's number for it, which is the same for every descriptor of it.
+    id: Option<u64>,
+}
 
 impl Eventfd {
     /// Takes a descriptor that the client says is an eventfd.
@@ -35,21 +36,27 @@ impl Eventfd {
         if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != 0 {
             return Err(Errno::EINVAL);
         }
-        match readlink(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd()))) {
-            Ok(kind) if kind != "anon_inode:[eventfd]" => return Err(Errno::EINVAL),
-            _ => {}
-        }
+        let id = match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())) {
+            Ok(info) if !info.contains("eventfd-count:") => return Err(Errno::EINVAL),
+            Ok(info) => id(&info),
+            Err(_) => None,
+        };
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(fd))
+        Ok(Self { fd, id })
+    }
+
+    /// Whether this is surely the same eventfd.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.id.is_some() && self.id == other.id
     }
 
     /// Adds one to the counter. One that is full has told the client often enough.
     pub(super) fn signal(&self) {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
         if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
             // An error means that the client passed something that can't be signalled, which is its own loss.
-            let _ = unistd::write(&self.0, &1u64.to_ne_bytes());
+            let _ = unistd::write(&self.fd, &1u64.to_ne_bytes());
         }
     }
 
@@ -61,7 +68,7 @@ impl Eventfd {
             iov_len: counter.len(),
         };
         // SAFETY: one iovec, which is the counter's eight bytes. An eventfd has no position, which is what -1 stands for.
-        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &iovec, 1, -1, libc::RWF_NOWAIT) };
+        let read = unsafe { libc::preadv2(self.fd.as_raw_fd(), &iovec, 1, -1, libc::RWF_NOWAIT) };
         // A kernel that can't but wait is not asked to: then the counter is left as it is, and the event is believed.
         read > 0 || Errno::last() == Errno::EOPNOTSUPP
     }
@@ -69,6 +76,13 @@ impl Eventfd {
 
 impl AsFd for Eventfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
+}
+
+/// The number in what /proc says of an eventfd; Linux 5.2 and newer have it.
+fn id(info: &str) -> Option<u64> {
+    info.lines()
+        .find_map(|line| line.strip_prefix("eventfd-id:"))
+        .and_then(|id| id.trim().parse().ok())
 }

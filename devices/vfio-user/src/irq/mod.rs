@@ -227,8 +227,8 @@ impl Irqs {
     /// a set by several messages, with as many descriptors in each as one message may have.
     ///
     /// # Errors
-    /// `EINVAL` when the range is not the index's, when a descriptor is no eventfd, or when a notice is to be masked; the
-    /// system's, when it can't wait for an eventfd. Nothing has changed then.
+    /// `EINVAL` when the range is not the index's, when a descriptor is no eventfd, when a notice is to be masked, or when
+    /// what an interrupt signals would unmask one; the system's, when it can't wait for an eventfd. Nothing has changed then.
     pub fn connect(
         &mut self,
         index: u32,
@@ -244,6 +244,9 @@ impl Irqs {
         let eventfds = eventfds
             .map(|fd| fd.map(Eventfd::new).transpose())
             .collect::<Result<Vec<_>, _>>()?;
+        for eventfd in eventfds.iter().flatten() {
+            self.check_role(eventfd, action)?;
+        }
         match action {
             IrqAction::Trigger => {
                 let (kind, irqs) = self.range(index, start, count)?;
@@ -336,6 +339,29 @@ impl Irqs {
             if let Some(trigger) = &irq.trigger {
                 trigger.signal();
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses an eventfd that is signalled here and unmasks as well: it would answer itself for ever.
+    fn check_role(&self, eventfd: &Eventfd, action: IrqAction) -> Result<(), Errno> {
+        let clashes = |irq: &Irq| match action {
+            IrqAction::Trigger | IrqAction::Mask => irq
+                .unmask
+                .as_ref()
+                .is_some_and(|unmask| unmask.eventfd.is(eventfd)),
+            IrqAction::Unmask => [&irq.trigger, &irq.mask]
+                .into_iter()
+                .flatten()
+                .any(|signalled| signalled.is(eventfd)),
+        };
+        if self
+            .indexes
+            .iter()
+            .flat_map(|index| &index.irqs)
+            .any(clashes)
+        {
+            return Err(Errno::EINVAL);
         }
         Ok(())
     }

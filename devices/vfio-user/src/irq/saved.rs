@@ -107,6 +107,9 @@ impl Irqs {
                     irqs.connect(index, action, number, [eventfd].into_iter())?;
                 }
             }
+            if let Some(trigger) = &trigger {
+                irqs.check_role(trigger, IrqAction::Trigger)?;
+            }
             // Not by `connect`, which would signal what the client has been told already.
             let (_, irq) = irqs.get(index, number).ok_or(Errno::EINVAL)?;
             irq.trigger = trigger;

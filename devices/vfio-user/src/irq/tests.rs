@@ -383,6 +383,26 @@ fn only_eventfds_are_taken_and_then_all_or_none() {
 }
 
 #[test]
+fn an_eventfd_that_would_answer_itself_is_refused() {
+    for (first, second) in [
+        (IrqAction::Trigger, IrqAction::Unmask),
+        (IrqAction::Mask, IrqAction::Unmask),
+        (IrqAction::Unmask, IrqAction::Trigger),
+        (IrqAction::Unmask, IrqAction::Mask),
+    ] {
+        let mut irqs = irqs();
+        let client = connect(&mut irqs, INTX, first, 0);
+        let same = || [Some(client.as_fd().try_clone_to_owned().unwrap())].into_iter();
+        let refused = irqs.connect(MSI, second, 3, same());
+        assert_eq!(refused, Err(Errno::EINVAL), "{first:?} {second:?}");
+        irqs.connect(MSI, first, 3, same()).unwrap();
+        irqs.disconnect(INTX).unwrap();
+        irqs.disconnect(MSI).unwrap();
+        irqs.connect(MSI, second, 3, same()).unwrap();
+    }
+}
+
+#[test]
 fn a_full_eventfd_delays_nobody() {
     for flags in [EfdFlags::empty(), EfdFlags::EFD_SEMAPHORE] {
         let mut irqs = irqs();
@@ -494,6 +514,10 @@ fn saved_interrupts_that_the_device_does_not_have_are_refused() {
             vec![irq(MSI, 0, [true, false, false])],
             vec![tempfile::tempfile().unwrap().into()],
         ),
+        (vec![irq(MSI, 0, [true, false, true])], {
+            let one = eventfd().1;
+            vec![one.try_clone().unwrap(), one]
+        }),
     ] {
         assert_eq!(restore(&irqs, fds), Err(Errno::EINVAL), "{irqs:?}");
     }
