@@ -4,6 +4,9 @@
 //! of one. They go to the twin socket, if there is one. Otherwise they go in band, behind the replies that already wait;
 //! requests that come before the answer are passed over, and served in order afterwards. A client that sends more of
 //! those than are held, and does not answer, ends its session, and so does one that takes too long.
+//!
+//! QEMU's client does take too long, unless nothing is asked of the device meanwhile: it holds a lock while it waits for a
+//! reply of ours, and serves memory under the same lock. Its guest's memory is to be shared.
 
 use std::{
     os::{
@@ -128,14 +131,14 @@ pub(crate) struct Link {
     broken: Option<Closed>,
 }
 
-/// Where a DMA message's data is. It is behind a `count` of 64 bits, but QEMU's client has a structure with 32 bits there
-/// and the data at once, as the protocol had it before 0.1; its messages are as long as everybody's. Which of them a QEMU
-/// has is seen by its answers.
+/// Where a DMA message's data is: behind a `count` of 64 bits. The clients of QEMU 10 have 32 bits there and the data at
+/// once, as the protocol had it before 0.1, in messages that are as long as everybody's; later ones are right, and propose
+/// the same version. Which of them this is, it shows by its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Layout {
     Wide,
     Narrow,
-    /// A QEMU that has not shown it; they are narrow so far.
+    /// A QEMU that has not shown it.
     Unsure,
 }
 
@@ -265,7 +268,12 @@ impl Link {
             return Err(Errno::ENOTCONN);
         }
         let begin = Instant::now();
-        let result = self.exchange(iova, transfer, begin + self.budget);
+        let due = begin + self.budget;
+        let result = match (self.layout, &mut *transfer) {
+            (Layout::Unsure, Transfer::Read(data)) => self.read_unsure(iova, data, due),
+            (Layout::Unsure, Transfer::Write(data)) => self.write_unsure(iova, data, due),
+            _ => self.exchange(iova, transfer, due),
+        };
         self.budget = self.budget.saturating_sub(begin.elapsed());
         result.map_err(|failure| match failure {
             Failure::Refused(errno) => errno,
@@ -276,6 +284,51 @@ impl Link {
                 Errno::ENOTCONN
             }
         })
+    }
+
+    /// Reads from a client whose layout is not known, and learns it if there is anything but zeros.
+    fn read_unsure(&mut self, iova: u64, data: &mut [u8], due: Instant) -> Result<(), Failure> {
+        self.exchange(iova, &mut Transfer::Read(&mut *data), due)?;
+        let seen = data.iter().position(|byte| *byte != 0);
+        let (Layout::Unsure, Some(index)) = (self.layout, seen) else {
+            return Ok(());
+        };
+        // If it is narrow, this byte is not zero, and comes where a wide one has zeros.
+        let at = iova.wrapping_add(index as u64);
+        self.exchange(at, &mut Transfer::Read(&mut [0]), due)?;
+        if self.layout != Layout::Narrow {
+            self.layout = Layout::Wide;
+            self.exchange(iova, &mut Transfer::Read(data), due)?;
+        }
+        Ok(())
+    }
+
+    /// Writes to a client whose layout is not known, and learns it if there is anything but zeros.
+    fn write_unsure(&mut self, iova: u64, data: &[u8], due: Instant) -> Result<(), Failure> {
+        let mut there = vec![0; data.len()];
+        let is_zero = data.iter().all(|byte| *byte == 0);
+        if !is_zero {
+            match self.read_unsure(iova, &mut there, due) {
+                // What may not be read can't be looked at afterwards either.
+                Err(Failure::Refused(_)) => {
+                    return self.exchange(iova, &mut Transfer::Write(data), due);
+                }
+                result => result?,
+            }
+        }
+        self.exchange(iova, &mut Transfer::Write(data), due)?;
+        if is_zero || self.layout != Layout::Unsure {
+            return Ok(());
+        }
+        self.read_unsure(iova, &mut there, due)?;
+        if self.layout == Layout::Unsure {
+            // A wide one would have shown what was written.
+            self.layout = Layout::Narrow;
+        }
+        if self.layout == Layout::Narrow {
+            self.exchange(iova, &mut Transfer::Write(data), due)?;
+        }
+        Ok(())
     }
 
     fn exchange(
@@ -421,10 +474,11 @@ impl Asked {
         }
         let expected = self.access.as_bytes();
         match transfer {
-            // QEMU answers with a header, and the specification's count has 32 bits here.
+            // A header alone is enough. Behind a count of 32 bits, as QEMU 10 and the specification have it, may be the
+            // beginning of what was written.
             Transfer::Write(_) => match payload.len() {
                 0 => Ok(()),
-                len @ (12 | 16) if payload == &expected[..len] => Ok(()),
+                12 | 16 if payload[..12] == expected[..12] => Ok(()),
                 _ => Err(Errno::EBADMSG),
             },
             Transfer::Read(data) => {
@@ -435,7 +489,11 @@ impl Asked {
                 if *layout == Layout::Wide && payload[12..16] != [0; 4] {
                     return Err(Errno::EBADMSG);
                 }
-                let at = layout.data_offset();
+                // While that is open, zeros in front are taken for data: see `read_unsure`.
+                let at = match layout {
+                    Layout::Wide => 16,
+                    Layout::Narrow | Layout::Unsure => 12,
+                };
                 data.copy_from_slice(&payload[at..at + data.len()]);
                 Ok(())
             }
@@ -446,8 +504,8 @@ impl Asked {
 impl Layout {
     fn data_offset(self) -> usize {
         match self {
-            Self::Wide => 16,
-            Self::Narrow | Self::Unsure => 12,
+            Self::Wide | Self::Unsure => 16,
+            Self::Narrow => 12,
         }
     }
 

@@ -38,7 +38,10 @@ pub enum Closed {
     #[error("protocol error: {0}")]
     Protocol(&'static str),
     /// The client was asked for its memory and said nothing.
-    #[error("the client did not answer DMA_READ or DMA_WRITE within {0:?}")]
+    #[error(
+        "the client did not answer DMA_READ or DMA_WRITE within {0:?}; share the guest's memory with the device (QEMU: \
+         memory-backend-memfd,share=on)"
+    )]
     Unanswered(Duration),
 }
 
