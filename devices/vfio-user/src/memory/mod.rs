@@ -132,6 +132,11 @@ impl Memory {
     /// More maps than this are refused; what the server announces as `max_dma_maps`.
     pub const MAX_MAPS: usize = 65_535;
 
+    /// How many maps there are.
+    pub(crate) fn map_count(&self) -> usize {
+        self.maps.len()
+    }
+
     /// Adds a map of `size_bytes` at `iova`, backed by `file` from `offset_bytes` on.
     ///
     /// # Errors

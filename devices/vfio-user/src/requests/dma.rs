@@ -10,7 +10,8 @@ use crate::{
     message::{DirtyBitmap, DmaMap, DmaUnmap},
 };
 
-/// DMA_MAP: what [`Memory::map`](crate::Memory::map) says otherwise, `EEXIST` for an overlap among it.
+/// DMA_MAP: `ENOSPC` for more maps than were agreed on; what [`Memory::map`](crate::Memory::map) says otherwise, `EEXIST`
+/// for an overlap among it.
 pub(super) fn map(
     context: &mut Context<'_>,
     payload: &[u8],
@@ -20,6 +21,9 @@ pub(super) fn map(
     check_argsz::<DmaMap>(request.argsz)?;
     if request.flags & !(DmaMap::READABLE | DmaMap::WRITEABLE) != 0 || fds.len() > 1 {
         return Err(Errno::EINVAL);
+    }
+    if context.lent.memory.map_count() >= context.negotiated.max_dma_maps {
+        return Err(Errno::ENOSPC);
     }
     let access = Access {
         read: request.flags & DmaMap::READABLE != 0,
