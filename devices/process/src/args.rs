@@ -1,13 +1,14 @@
 //! The command line.
 
-use std::{os::fd::RawFd, path::PathBuf};
+use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Serves one emulated PCI device over vfio-user.
 ///
 /// Exit codes: 0 ended by SIGTERM or SIGINT; 2 wrong usage; 70 internal failure; 73 a resource of the host can't be had
-/// (a TAP in use, a network namespace that is not there); 77 no permission; 78 bad configuration.
+/// (a TAP in use, a network namespace that is not there), or a socket has nothing to probe; 77 no permission; 78 bad
+/// configuration, or a socket of another protocol.
 #[derive(Debug, Parser)]
 #[command(
     name = "vfu-device",
@@ -30,6 +31,32 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    Probe(Probe),
+}
+
+/// Shows the device that a vfio-user server offers on a socket, as `lspci -vvv` would.
+///
+/// The device is asked and nothing is written to it. Of a device that a VMM uses nothing can be learned, and the VMM does
+/// not notice. What is no vfio-user server is named.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Probe {
+    /// Path of the socket.
+    #[arg(value_name = "SOCKET")]
+    pub(crate) socket: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long it all may take.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|it| !it.is_zero() && *it <= Duration::from_secs(86400))
+        .ok_or_else(|| "must be more than 0 and at most 86400".into())
 }
 
 #[derive(Debug, clap::Args)]
@@ -90,6 +117,22 @@ mod tests {
         assert_eq!(spin("vfu-device e1000 --fd 3"), Some(0));
         assert_eq!(spin("vfu-device e1000 --fd 3 --spin-us 1000"), Some(1000));
         assert_eq!(spin("vfu-device e1000 --fd 3 --spin-us 1001"), None);
+    }
+
+    #[test]
+    fn a_probe_needs_a_socket_and_ends() {
+        let timeout = |line: &str| match parse(line).map(|args| args.command) {
+            Ok(Some(Command::Probe(probe))) => Some(probe.timeout),
+            _ => None,
+        };
+        assert_eq!(timeout("vfu-device probe"), None);
+        assert_eq!(timeout("vfu-device probe x"), Some(Duration::from_secs(5)));
+        let tenth = timeout("vfu-device probe x --json --timeout 0.1");
+        assert_eq!(tenth, Some(Duration::from_millis(100)));
+        for wrong in ["0", "-1", "nan", "1e9", "x"] {
+            let line = format!("vfu-device probe x --timeout={wrong}");
+            assert_eq!(timeout(&line), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod args;
 mod control;
 mod failure;
 mod inherit;
+mod probe;
 mod server;
 mod throttle;
 
@@ -17,7 +18,7 @@ use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{Args, Command, LogFormat, Serve},
+    args::{Args, Command, LogFormat, Probe, Serve},
     control::Control,
     failure::Failure,
     server::Server,
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     }
     match args.command {
         Some(Command::Models { json }) => print_models(json),
+        Some(Command::Probe(args)) => print_probe(&args),
         None if args.serve.print_capabilities => print_capabilities(&args.serve),
         None => serve(args.serve),
     }
@@ -67,6 +69,17 @@ fn print_models(json: bool) -> ExitCode {
             .collect()
     };
     print(&text)
+}
+
+/// A failure is a line for the person who asked, not a log.
+fn print_probe(args: &Probe) -> ExitCode {
+    match probe::run(args) {
+        Ok(text) => print(&text),
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "vfu-device: {failure}");
+            failure::exit_code(&failure)
+        }
+    }
 }
 
 /// What a program that starts backends asks first.
