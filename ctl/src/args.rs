@@ -4,7 +4,7 @@
 //! line too. So the words are read twice: [`Early`] finds the model and the agent among words it does not all know, and
 //! clap reads them all once the model's flags are added.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
@@ -17,6 +17,7 @@ Examples:
   vfuctl create e1000 nic0 --net.tap.ifname vfu0
   vfuctl list -o wide
   vfuctl cmdline nic0 --vmm qemu                 how a VMM uses it
+  vfuctl probe nic0                              what a guest will see
   vfuctl delete nic0";
 
 /// Creates, shows and deletes the PCI devices that vfu-agent serves to virtual machines on this host.
@@ -49,7 +50,7 @@ pub(crate) struct Globals {
     )]
     #[arg(default_value = "unix:///run/vfu/agent.sock")]
     pub(crate) endpoint: Endpoint,
-    /// How long to wait for each answer of the agent
+    /// How long to wait for each answer of the agent, and for a probe
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     #[arg(default_value = "30")]
     pub(crate) timeout: Duration,
@@ -66,6 +67,7 @@ pub(crate) enum Command {
     Models(Models),
     Version(Version),
     Cmdline(Cmdline),
+    Probe(Probe),
 }
 
 /// Create a device; each model has flags of its own, see `vfuctl create MODEL --help`
@@ -188,6 +190,24 @@ pub(crate) struct Cmdline {
     /// Memory of the guest, which has to be shared with the devices
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
     pub(crate) memory: String,
+}
+
+/// Show what a vfio-user socket has to offer, as `lspci -vvv` would
+///
+/// The device is asked, and nothing is written to it. A device that a VMM uses is left alone: it has one client at a time.
+/// Where something else listens than a vfio-user server, it is named. Sockets need no agent.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vfuctl probe nic0
+  vfuctl probe ./vfio-user.sock -o json")]
+pub(crate) struct Probe {
+    /// Id of a device, or path of a socket, with a / in it
+    #[arg(value_name = "DEVICE|SOCKET")]
+    pub(crate) target: PathBuf,
+    /// The program that asks [default: vfu-device beside this program, else in PATH]
+    #[arg(long, value_name = "PATH", env = "VFU_DEVICE_PROGRAM")]
+    pub(crate) device_program: Option<PathBuf>,
 }
 
 /// The VMMs that `vfuctl cmdline` knows.

@@ -73,6 +73,38 @@ pub(crate) enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A VMM uses the device that was to be probed.
+    #[error(
+        "{device} is in use by {client}, and a device has one client at a time; unplug it there, or stop that VMM"
+    )]
+    InUse {
+        /// The device.
+        device: String,
+        /// The VMM.
+        client: String,
+    },
+    /// There is no program that can probe.
+    #[error(
+        "no device program: looked for {}; install vfu-device there, or name it with --device-program",
+        .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    NoProgram(Vec<PathBuf>),
+    /// It can't be run.
+    #[error("run {}: {source}; name the device program with --device-program", program.display())]
+    Run {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It says that the probe failed.
+    #[error("{message}")]
+    Probe {
+        /// Its exit code.
+        code: Option<i32>,
+        /// What it said.
+        message: String,
+    },
     /// The result can't be written.
     #[error("write the output: {0}")]
     Output(#[from] io::Error),
@@ -107,6 +139,18 @@ impl Error {
             Self::Late(_) => 8,
             Self::Nonsense(_) | Self::Output(_) => 1,
             Self::Read { .. } => 2,
+            Self::InUse { .. } | Self::NoProgram(_) => 5,
+            Self::Run { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => 6,
+                _ => 5,
+            },
+            // Those of vfu-device are those of sysexits.h.
+            Self::Probe { code, .. } => match code {
+                Some(2 | 78) => 2,
+                Some(73) => 5,
+                Some(77) => 6,
+                _ => 1,
+            },
             Self::Several(errors) => errors.first().map_or(1, Self::exit_code),
         }
     }

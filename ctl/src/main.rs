@@ -52,10 +52,14 @@ async fn run(words: &[OsString], sink: &mut dyn Write) -> Result<(), Error> {
     };
     let output = &mut output;
     let client = Client::connect(&globals.endpoint, globals.timeout).await;
-    if let Command::Version(_) = command {
-        // It has something to say even without an agent.
-        return cmd::version::run(client, output).await;
-    }
+    // These two have something to say even without an agent.
+    let command = match command {
+        Command::Version(_) => return cmd::version::run(client, output).await,
+        Command::Probe(args) => {
+            return cmd::probe::run(args, client, globals.timeout, output).await;
+        }
+        command => command,
+    };
     let client = &client?;
     match command {
         Command::Create(args) => {
@@ -70,7 +74,7 @@ async fn run(words: &[OsString], sink: &mut dyn Write) -> Result<(), Error> {
         Command::Delete(args) => cmd::delete::run(args, client, output).await,
         Command::Reset(args) => cmd::reset::run(args, client, output).await,
         Command::Models(args) => cmd::models::run(args, client, output).await,
-        Command::Version(_) => Ok(()),
+        Command::Version(_) | Command::Probe(_) => Ok(()),
         Command::Cmdline(args) => cmd::cmdline::run(args, client, output).await,
     }
 }

@@ -222,7 +222,8 @@ pub(crate) fn id(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or_default()
 }
 
-fn client(client: &Client) -> String {
+/// A VMM in few words.
+pub(crate) fn client(client: &Client) -> String {
     match id(&client.executable) {
         "" => client.pid.to_string(),
         program => format!("{program}({})", client.pid),

@@ -1,6 +1,6 @@
 //! `vfuctl get` and `vfuctl list`
 
-use proto::v1::{GetDeviceRequest, ListDevicesRequest};
+use proto::v1::{Device, GetDeviceRequest, ListDevicesRequest};
 
 use super::{device_name, outcome};
 use crate::{args::Get, client::Client, error::Error, output::Output};
@@ -35,6 +35,11 @@ pub(crate) async fn run(args: Get, client: &Client, output: &mut Output<'_>) -> 
 
 /// Shows all devices.
 pub(crate) async fn list(client: &Client, output: &mut Output<'_>) -> Result<(), Error> {
+    output.devices(&all(client).await?)
+}
+
+/// All devices, however many pages that takes.
+pub(super) async fn all(client: &Client) -> Result<Vec<Device>, Error> {
     let mut devices = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -49,7 +54,7 @@ pub(crate) async fn list(client: &Client, output: &mut Output<'_>) -> Result<(),
         devices.extend(answer.devices);
         page_token = answer.next_page_token;
         if page_token.is_empty() {
-            return output.devices(&devices);
+            return Ok(devices);
         }
     }
 }

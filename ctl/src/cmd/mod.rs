@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod get;
 pub(crate) mod models;
+pub(crate) mod probe;
 pub(crate) mod reset;
 pub(crate) mod version;
 
