@@ -4,39 +4,25 @@ use std::{
     fs::File,
     io::{IoSlice, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{
-            fs::FileExt,
-            net::{UnixListener, UnixStream},
-        },
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixStream,
     },
     path::Path,
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::sys::{
-    eventfd::{EfdFlags, EventFd},
-    memfd::{MFdFlags, memfd_create},
-    socket::{ControlMessage, MsgFlags, sendmsg},
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use peer_vfio_user::Client;
 use tests::{Device, agent::programs, command};
-use vfio_user::Client;
+
+use crate::driver::{
+    self, Driver, MEMORY_BYTES, RING, Registers, e1000_with_peer, e1000_with_peer_under, frame,
+    read_frame, write_frame,
+};
 
 const BAR0: u32 = 0;
 const CONFIG: u32 = 7;
-const MEMORY_BYTES: u64 = 1 << 20;
-const TX_RING: u64 = 0x1000;
-const RX_RING: u64 = 0x2000;
-const TX_BUFFER: u64 = 0x4000;
-const RX_BUFFER: u64 = 0x8000;
-
-/// A driver for the e1000 with a page of rings, by the offsets of Intel's manual.
-struct Driver {
-    client: Client,
-    memory: File,
-    interrupt: EventFd,
-}
 
 /// Connects, once nobody else is connected. A client that this process has closed may be held open a little longer by a
 /// program that another test is just starting: between fork and exec that has all descriptors.
@@ -47,161 +33,43 @@ fn connect(socket: &Path) -> Client {
     connected.unwrap()
 }
 
-impl Driver {
-    /// Connects, maps memory, enables the function and its interrupt.
-    fn connect(device: &Device) -> Self {
-        let mut client = connect(&device.socket());
-        let memory: OwnedFd = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
-        let memory = File::from(memory);
-        memory.set_len(MEMORY_BYTES).unwrap();
-        client
-            .dma_map(0, 0, MEMORY_BYTES, memory.as_raw_fd())
-            .unwrap();
-        let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        // DATA_EVENTFD | ACTION_TRIGGER on INTx.
-        client
-            .set_irqs(0, 0x24, 0, 1, &[interrupt.as_fd().as_raw_fd()])
-            .unwrap();
-        // I/O, memory, bus master.
-        client.region_write(CONFIG, 4, &7u16.to_le_bytes()).unwrap();
-        Self {
-            client,
-            memory,
-            interrupt,
-        }
-    }
-
+impl Registers for Client {
     fn read(&mut self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.client.region_read(BAR0, offset, &mut data).unwrap();
+        self.region_read(BAR0, offset, &mut data).unwrap();
         u32::from_le_bytes(data)
     }
 
     fn write(&mut self, offset: u64, value: u32) {
-        self.client
-            .region_write(BAR0, offset, &value.to_le_bytes())
+        self.region_write(BAR0, offset, &value.to_le_bytes())
             .unwrap();
     }
 
-    fn wait_interrupt(&mut self) -> u32 {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.interrupt.read().is_err() {
-            assert!(Instant::now() < deadline, "no interrupt");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let cause = self.read(0xc0);
-        // DATA_NONE | ACTION_UNMASK, as a VMM does at the end of the interrupt.
-        self.client.set_irqs(0, 0x11, 0, 1, &[]).unwrap();
-        cause
-    }
-
-    /// Both rings with 8 descriptors, promiscuous, interrupts for what is sent and received.
-    fn open(&mut self) {
-        for index in 0..8 {
-            self.memory
-                .write_all_at(
-                    &descriptor(RX_BUFFER + index * 2048, 0),
-                    RX_RING + index * 16,
-                )
-                .unwrap();
-        }
-        self.write(0x3800, TX_RING as u32);
-        self.write(0x3808, 128);
-        self.write(0x2800, RX_RING as u32);
-        self.write(0x2808, 128);
-        self.write(0x2818, 7);
-        // CTRL: set link up. IMS: TXDW, RXT0.
-        self.write(0x0, 0x40);
-        self.write(0xd0, 0x81);
-        self.write(0x400, 0x2);
-        self.write(0x100, 0x0400_801a);
-    }
-
-    fn send(&mut self, index: u64, frame: &[u8]) {
-        self.memory.write_all_at(frame, TX_BUFFER).unwrap();
-        // EOP, IFCS, RS.
-        let command = 0x0b00_0000 | frame.len() as u64;
-        self.memory
-            .write_all_at(&descriptor(TX_BUFFER, command), TX_RING + index * 16)
-            .unwrap();
-        self.write(0x3818, (index + 1) as u32 % 8);
-    }
-
-    fn received(&mut self, index: u64) -> Option<Vec<u8>> {
-        let mut descriptor = [0; 16];
-        self.memory
-            .read_exact_at(&mut descriptor, RX_RING + index * 16)
-            .unwrap();
-        // DD and EOP.
-        (descriptor[12] & 3 == 3).then(|| {
-            let mut frame =
-                vec![0; usize::from(u16::from_le_bytes([descriptor[8], descriptor[9]]))];
-            self.memory
-                .read_exact_at(&mut frame, RX_BUFFER + index * 2048)
-                .unwrap();
-            frame
-        })
+    fn unmask(&mut self) {
+        // DATA_NONE | ACTION_UNMASK.
+        self.set_irqs(0, 0x11, 0, 1, &[]).unwrap();
     }
 }
 
-fn descriptor(address: u64, rest: u64) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&address.to_le_bytes());
-    bytes[8..].copy_from_slice(&rest.to_le_bytes());
-    bytes
-}
-
-/// An e1000 and the peer at the other end of its `stream` backend.
-fn e1000_with_peer() -> (Device, UnixStream) {
-    e1000_with_peer_under(&["env"])
-}
-
-fn e1000_with_peer_under(wrapper: &[&str]) -> (Device, UnixStream) {
-    let dir = Device::dir().unwrap();
-    let path = dir.path().join("peer.sock");
-    let listener = UnixListener::bind(&path).unwrap();
-    let config = format!(
-        r#"{{"mac":"52:54:00:12:34:56","net":{{"stream":{{"path":"{}","mode":"connect"}}}}}}"#,
-        path.display()
-    );
-    let device = Device::start_under(wrapper, dir, "e1000", &config).unwrap();
-    let (peer, _) = listener.accept().unwrap();
-    peer.set_read_timeout(Some(Duration::from_secs(10)))
+/// Connects, maps memory, enables the function and its interrupt.
+fn drive(device: &Device) -> Driver<Client> {
+    let mut client = connect(&device.socket());
+    let memory = driver::memory();
+    client
+        .dma_map(0, 0, MEMORY_BYTES, memory.as_raw_fd())
         .unwrap();
-    (device, peer)
-}
-
-fn read_frame(peer: &mut UnixStream) -> Vec<u8> {
-    let mut len = [0; 4];
-    peer.read_exact(&mut len).unwrap();
-    let mut frame = vec![0; u32::from_be_bytes(len) as usize];
-    peer.read_exact(&mut frame).unwrap();
-    frame
-}
-
-fn write_frame(peer: &mut UnixStream, frame: &[u8]) {
-    peer.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
-    peer.write_all(frame).unwrap();
-}
-
-fn frame(len: usize) -> Vec<u8> {
-    let mut frame = vec![0xff; 12];
-    frame.extend([0x88, 0xb5]);
-    frame.extend((14..len).map(|i| (i * 7 + len) as u8));
-    frame
-}
-
-/// One frame each way, both announced by interrupts.
-fn exchange(driver: &mut Driver, peer: &mut UnixStream) {
-    driver.open();
-    let sent = frame(300);
-    driver.send(0, &sent);
-    assert_eq!(driver.wait_interrupt() & 0x1, 1, "TXDW");
-    assert_eq!(read_frame(peer), sent);
-    let received = frame(1000);
-    write_frame(peer, &received);
-    assert_eq!(driver.wait_interrupt() & 0x80, 0x80, "RXT0");
-    assert_eq!(driver.received(0).unwrap(), received);
+    let interrupt = driver::eventfd();
+    // DATA_EVENTFD | ACTION_TRIGGER on INTx.
+    client
+        .set_irqs(0, 0x24, 0, 1, &[interrupt.as_fd().as_raw_fd()])
+        .unwrap();
+    // I/O, memory, bus master.
+    client.region_write(CONFIG, 4, &7u16.to_le_bytes()).unwrap();
+    Driver {
+        client,
+        memory,
+        interrupt,
+    }
 }
 
 #[test]
@@ -233,8 +101,8 @@ fn info_regions_and_configuration_space() {
 #[test]
 fn a_frame_each_way_reset_and_reconnect() {
     let (device, mut peer) = e1000_with_peer();
-    let mut driver = Driver::connect(&device);
-    exchange(&mut driver, &mut peer);
+    let mut driver = drive(&device);
+    driver.exchange(&mut peer);
     assert_eq!(driver.read(0x8) & 2, 2, "STATUS: link up");
     driver.client.reset().unwrap();
     assert_eq!(driver.read(0x3818), 0, "TDT after DEVICE_RESET");
@@ -242,37 +110,28 @@ fn a_frame_each_way_reset_and_reconnect() {
         .client
         .region_write(CONFIG, 4, &7u16.to_le_bytes())
         .unwrap();
-    exchange(&mut driver, &mut peer);
+    driver.exchange(&mut peer);
     // The client vanishes, and the next one finds the device as after power-on.
     drop(driver);
-    let mut driver = Driver::connect(&device);
+    let mut driver = drive(&device);
     assert_eq!(driver.read(0x3818), 0);
-    exchange(&mut driver, &mut peer);
+    driver.exchange(&mut peer);
     assert!(device.stop().unwrap().success());
 }
 
 #[test]
 fn frames_of_every_length_pass_unchanged() {
     let (device, mut peer) = e1000_with_peer();
-    let mut driver = Driver::connect(&device);
+    let mut driver = drive(&device);
     driver.open();
     for (count, len) in (60..=1514).enumerate() {
-        let index = count as u64 % 8;
+        let index = count as u64 % RING;
         let sent = frame(len);
         driver.send(index, &sent);
         assert_eq!(read_frame(&mut peer), sent);
         write_frame(&mut peer, &sent);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while driver.received(index).is_none() {
-            assert!(Instant::now() < deadline, "frame of {len} bytes");
-        }
-        assert_eq!(driver.received(index).unwrap(), sent);
-        let again = descriptor(RX_BUFFER + index * 2048, 0);
-        driver
-            .memory
-            .write_all_at(&again, RX_RING + index * 16)
-            .unwrap();
-        driver.write(0x2818, index as u32);
+        assert_eq!(driver.wait_received(index), sent);
+        driver.give_back(index);
     }
 }
 
@@ -280,7 +139,7 @@ fn frames_of_every_length_pass_unchanged() {
 fn an_address_that_is_made_up_stays_the_socket_s() {
     let address = |dir| {
         let device = Device::start(dir, "e1000", "{}").unwrap();
-        let mut driver = Driver::connect(&device);
+        let mut driver = drive(&device);
         let address = (driver.read(0x5400), driver.read(0x5404));
         drop(driver);
         (address, device.into_dir().unwrap())
@@ -296,9 +155,9 @@ fn an_address_that_is_made_up_stays_the_socket_s() {
 #[test]
 fn a_second_client_is_closed_at_once_and_the_first_goes_on() {
     let (device, mut peer) = e1000_with_peer();
-    let mut driver = Driver::connect(&device);
+    let mut driver = drive(&device);
     assert!(Client::new(&device.socket()).is_err());
-    exchange(&mut driver, &mut peer);
+    driver.exchange(&mut peer);
     assert!(device.log().contains("a second client was closed"));
 }
 
@@ -315,14 +174,14 @@ fn a_client_that_sends_garbage_costs_only_its_session() {
         // The device may have closed already.
         let _ = stream.write_all(garbage);
     }
-    let mut driver = Driver::connect(&device);
-    exchange(&mut driver, &mut peer);
+    let mut driver = drive(&device);
+    driver.exchange(&mut peer);
     assert!(device.stop().unwrap().success());
 }
 
 #[test]
 fn a_client_that_passes_too_many_descriptors_leaves_none_behind() {
-    let (device, mut peer) = e1000_with_peer_under(&["prlimit", "--nofile=64"]);
+    let (device, mut peer) = e1000_with_peer_under(&["prlimit", "--nofile=64"], &[]);
     let open_files = || {
         std::fs::read_dir(format!("/proc/{}/fd", device.pid()))
             .unwrap()
@@ -344,7 +203,7 @@ fn a_client_that_passes_too_many_descriptors_leaves_none_behind() {
         || Ok((open_files() == before).then_some(())),
     )
     .unwrap();
-    exchange(&mut Driver::connect(&device), &mut peer);
+    drive(&device).exchange(&mut peer);
 }
 
 #[test]

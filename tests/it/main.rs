@@ -5,5 +5,7 @@
 mod agent;
 mod ctl;
 mod device;
+mod driver;
 mod e1000;
 mod guest;
+mod migration;

@@ -36,11 +36,17 @@ impl Device {
 
     /// Serves `model` in `dir`, and waits until it listens.
     pub fn start(dir: TempDir, model: &str, config: &str) -> Result<Self> {
-        Self::start_under(&["env"], dir, model, config)
+        Self::start_under(&["env"], dir, model, config, &[])
     }
 
-    /// The same under a command that becomes the one it is given, such as `prlimit`.
-    pub fn start_under(wrapper: &[&str], dir: TempDir, model: &str, config: &str) -> Result<Self> {
+    /// The same under a command that becomes the one it is given, such as `prlimit`, and with more arguments.
+    pub fn start_under(
+        wrapper: &[&str],
+        dir: TempDir,
+        model: &str,
+        config: &str,
+        more: &[&str],
+    ) -> Result<Self> {
         let log = File::create(dir.path().join("log")).context("make the log")?;
         let (program, args) = wrapper.split_first().context("a wrapper")?;
         let child = Command::new(program)
@@ -50,6 +56,7 @@ impl Device {
             .arg("--socket-path")
             .arg(dir.path().join("vfio-user.sock"))
             .args(["--config", config])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
