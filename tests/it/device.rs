@@ -3,16 +3,27 @@
 use std::{
     fs::File,
     io::{IoSlice, Read, Write},
+    net::{TcpListener, TcpStream},
     os::{
         fd::{AsFd, AsRawFd},
         unix::net::UnixStream,
     },
     path::Path,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::{
+    libc::linger,
+    sys::{
+        signal::{Signal, kill},
+        socket::{
+            AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind,
+            connect as connect_to, listen, recv, send, sendmsg, setsockopt, socket, sockopt,
+        },
+    },
+    unistd::Pid,
+};
 use peer_vfio_user::Client;
 use tests::{Device, agent::programs, command};
 
@@ -52,7 +63,7 @@ impl Registers for Client {
 }
 
 /// Connects, maps memory, enables the function and its interrupt.
-fn drive(device: &Device) -> Driver<Client> {
+pub(crate) fn drive(device: &Device) -> Driver<Client> {
     let mut client = connect(&device.socket());
     let memory = driver::memory();
     client
@@ -70,6 +81,20 @@ fn drive(device: &Device) -> Driver<Client> {
         memory,
         interrupt,
     }
+}
+
+pub(crate) fn open_files(device: &Device) -> usize {
+    let folder = format!("/proc/{}/fd", device.pid());
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Processor time that the device has taken, in ticks.
+fn ticks(device: &Device) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", device.pid())).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<_> = fields.split_whitespace().collect();
+    // utime and stime.
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 #[test]
@@ -182,12 +207,7 @@ fn a_client_that_sends_garbage_costs_only_its_session() {
 #[test]
 fn a_client_that_passes_too_many_descriptors_leaves_none_behind() {
     let (device, mut peer) = e1000_with_peer_under(&["prlimit", "--nofile=64"], &[]);
-    let open_files = || {
-        std::fs::read_dir(format!("/proc/{}/fd", device.pid()))
-            .unwrap()
-            .count()
-    };
-    let before = open_files();
+    let before = open_files(&device);
     for _ in 0..3 {
         let stream = UnixStream::connect(device.socket()).unwrap();
         let fds = [stream.as_raw_fd(); 200];
@@ -200,10 +220,129 @@ fn a_client_that_passes_too_many_descriptors_leaves_none_behind() {
     command::wait_for(
         "the descriptors to be closed",
         Duration::from_secs(10),
-        || Ok((open_files() == before).then_some(())),
+        || Ok((open_files(&device) == before).then_some(())),
     )
     .unwrap();
     drive(&device).exchange(&mut peer);
+}
+
+/// A message of no meaning, with a TCP connection that has data unsent: its last close would wait for a minute. Returns
+/// the connection's peer, which reads nothing.
+fn send_lingering_socket(stream: &UnixStream) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    tcp.set_nonblocking(true).unwrap();
+    while (&tcp).write(&[0; 1 << 16]).is_ok() {}
+    tcp.set_nonblocking(false).unwrap();
+    let minute = linger {
+        l_onoff: 1,
+        l_linger: 60,
+    };
+    setsockopt(&tcp, sockopt::Linger, &minute).unwrap();
+    let fds = [tcp.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let iov = [IoSlice::new(&[0; 16])];
+    sendmsg::<()>(stream.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
+    peer
+}
+
+#[test]
+fn nobody_waits_for_what_a_client_has_left_unsent() {
+    let (device, mut peer) = e1000_with_peer();
+    let pid = Pid::from_raw(device.pid() as i32);
+    let mut driver = drive(&device);
+    // While the device sleeps, a second client comes, sends, and goes.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let second = UnixStream::connect(device.socket()).unwrap();
+    let _tcp = send_lingering_socket(&second);
+    drop(second);
+    let begin = Instant::now();
+    kill(pid, Signal::SIGCONT).unwrap();
+    driver.exchange(&mut peer);
+    drop(driver);
+    // And the first one sends and goes.
+    let stream = command::wait_for("a connection", Duration::from_secs(10), || {
+        let mut stream = UnixStream::connect(device.socket())?;
+        // VERSION 0.1, without more.
+        stream.write_all(&[7, 0, 1, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0])?;
+        Ok(stream.read_exact(&mut [0; 20]).ok().map(|()| stream))
+    });
+    let stream = stream.unwrap();
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let _tcp = send_lingering_socket(&stream);
+    drop(stream);
+    kill(pid, Signal::SIGCONT).unwrap();
+    drive(&device).exchange(&mut peer);
+    assert!(begin.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn a_device_that_spins_serves_all_and_sleeps_when_nobody_asks() {
+    let (device, mut peer) = e1000_with_peer_under(&["env"], &["--spin-us", "1000"]);
+    let mut driver = drive(&device);
+    driver.exchange(&mut peer);
+    let idle = command::wait_for("the device to sleep", Duration::from_secs(10), || {
+        let before = ticks(&device);
+        std::thread::sleep(Duration::from_millis(300));
+        Ok((ticks(&device) == before).then_some(()))
+    });
+    idle.unwrap();
+    // A client that never lets it rest keeps nobody else waiting.
+    let flood = std::thread::spawn(move || {
+        let mut data = [0; 4];
+        while driver.client.region_read(BAR0, 8, &mut data).is_ok() {}
+    });
+    assert!(Client::new(&device.socket()).is_err(), "a second client");
+    assert!(device.stop().unwrap().success());
+    flood.join().unwrap();
+}
+
+#[test]
+fn a_client_is_asked_to_release_the_device() {
+    let dir = Device::dir().unwrap();
+    let path = UnixAddr::new(&dir.path().join("control.sock")).unwrap();
+    let seqpacket = || {
+        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+        // The device inherits it.
+        socket(family, kind, SockFlag::empty(), None).unwrap()
+    };
+    let listener = seqpacket();
+    bind(listener.as_raw_fd(), &path).unwrap();
+    listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let fd = listener.as_raw_fd().to_string();
+    let args = ["--control-fd", &fd];
+    let device = Device::start_under(&["env"], dir, "e1000", "{}", &args).unwrap();
+    let control = seqpacket();
+    connect_to(control.as_raw_fd(), &path).unwrap();
+    let ask = |id: u64| {
+        let request = format!(r#"{{"type":"request-release","id":{id}}}"#);
+        send(control.as_raw_fd(), request.as_bytes(), MsgFlags::empty()).unwrap();
+        loop {
+            let mut packet = vec![0; 4096];
+            let len = recv(control.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
+            let message: serde_json::Value = serde_json::from_slice(&packet[..len]).unwrap();
+            if message["type"] == "reply" {
+                assert_eq!(message["id"], id);
+                return (
+                    message["ok"].as_bool().unwrap(),
+                    message["message"].as_str().unwrap_or_default().to_owned(),
+                );
+            }
+        }
+    };
+    let (ok, why) = ask(1);
+    assert!(!ok && why.contains("no client"), "{why}");
+    let mut client = connect(&device.socket());
+    let (ok, why) = ask(2);
+    assert!(!ok && why.contains("has not connected"), "{why}");
+    let asked = driver::eventfd();
+    // DATA_EVENTFD | ACTION_TRIGGER on VFIO_PCI_REQ_IRQ_INDEX.
+    client
+        .set_irqs(4, 0x24, 0, 1, &[asked.as_fd().as_raw_fd()])
+        .unwrap();
+    assert_eq!(ask(3), (true, String::new()));
+    assert_eq!(asked.read().unwrap(), 1);
 }
 
 #[test]

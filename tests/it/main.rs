@@ -8,4 +8,5 @@ mod device;
 mod driver;
 mod e1000;
 mod guest;
+mod hostile;
 mod migration;
