@@ -371,6 +371,25 @@ fn requests_before_the_answer_are_served_in_order_after_it() {
 }
 
 #[test]
+fn a_request_that_is_too_large_before_the_answer_is_refused_in_its_turn() {
+    let mut client = Client::new();
+    client.copy(4, 0x1000_0000, 8, READ);
+    let asked = client.receive();
+    client.send(&note(1));
+    client.send(&message(5, 10, 0, &vec![7; 5 << 20]));
+    client.send(&note(2));
+    client.send(&message(6, 10, 0x10, &vec![7; 3 << 20]));
+    let payload = [&asked.payload[..], &[9; 8]].concat();
+    client.send(&message(asked.id, 11, 1, &payload));
+    assert_eq!(client.receive().id, 4);
+    let refused = client.receive();
+    assert_eq!((refused.id, refused.error), (5, Errno::EMSGSIZE as u32));
+    assert_eq!(client.device_bytes(8), [9; 8]);
+    let (_, copier) = client.end();
+    assert_eq!(copier.log, [1, 2]);
+}
+
+#[test]
 fn the_answer_may_come_in_any_pieces() {
     for cut in 0..16 + 16 + 8 {
         let mut client = Client::new();

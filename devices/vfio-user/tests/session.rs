@@ -596,3 +596,108 @@ fn a_client_that_leaves_ends_the_session_at_any_byte() {
         assert!(matches!(ended, Some(Closed::ByClient)), "{cut}: {ended:?}");
     }
 }
+
+#[test]
+fn requests_whose_ids_are_all_zero_are_answered_in_order() {
+    let mut client = Client::negotiated();
+    let requests = [
+        (4, words(&[16, 0, 0, 0])),
+        (9, access(0, 0, 4)),
+        (9, access(99, 0, 4)),
+        (10, [&access(8, 0, 1)[..], &[5]].concat()),
+        (77, vec![]),
+        (9, access(8, 0, 1)),
+        (13, vec![]),
+        (9, access(8, 0, 1)),
+    ];
+    let bytes: Vec<_> = requests
+        .iter()
+        .flat_map(|(command, payload)| message(0, *command, 0, payload))
+        .collect();
+    client.stream.write_all(&bytes).unwrap();
+    client.serve().unwrap();
+    let replies: Vec<_> = requests.iter().map(|_| client.receive()).collect();
+    for (reply, (command, _)) in replies.iter().zip(&requests) {
+        assert_eq!((reply.id, reply.command), (0, *command));
+    }
+    assert_eq!(replies[2].error, Errno::EINVAL as u32);
+    assert_eq!(replies[4].error, Errno::ENOTSUP as u32);
+    assert_eq!(replies[5].payload.last(), Some(&5));
+    assert_eq!(replies[7].payload.last(), Some(&0), "it was reset before");
+}
+
+/// A session that is waited for by this thread, while `client` talks to it in another.
+fn wait_for(
+    mut client: Client,
+    talk: impl FnOnce(UnixStream) + Send + 'static,
+) -> (Session, Scratch) {
+    let stream = client.stream.try_clone().unwrap();
+    let talking = std::thread::spawn(move || talk(stream));
+    drop(client.stream);
+    while client.session.wait(&mut client.device).is_ok() {}
+    talking.join().unwrap();
+    (client.session, client.device)
+}
+
+#[test]
+fn a_session_that_is_waited_for_answers_what_comes() {
+    for spin in [Duration::ZERO, Duration::from_millis(1)] {
+        let mut client = Client::connect();
+        client.session.set_spin(spin);
+        let (_, device) = wait_for(client, |mut stream| {
+            stream.write_all(&message(1, 1, 0, &[0, 0, 1, 0])).unwrap();
+            stream.read_exact(&mut [0; 20]).unwrap();
+            for value in 0..20 {
+                let write = [&access(8, 0, 1)[..], &[value]].concat();
+                let read = message(0, 9, 0, &access(8, 0, 1));
+                let bytes = [message(0, 10, 0x10, &write), read].concat();
+                // In two pieces, one of which comes late, now and then.
+                let (first, second) = bytes.split_at(usize::from(value) * 3);
+                stream.write_all(first).unwrap();
+                std::thread::sleep(Duration::from_millis(u64::from(value % 4)));
+                stream.write_all(second).unwrap();
+                let mut reply = [0; 33];
+                stream.read_exact(&mut reply).unwrap();
+                assert_eq!(reply[32], value);
+            }
+        });
+        assert_eq!(device.bytes[8], 19);
+    }
+}
+
+#[test]
+fn a_session_that_is_waited_for_goes_on_when_the_client_takes_its_replies() {
+    let client = Client::negotiated();
+    wait_for(client, |stream| {
+        // More replies than fit anywhere.
+        let request = message(7, 9, 0, &access(0, 0, 64)).repeat(20_000);
+        let mut writer = stream.try_clone().unwrap();
+        let writing = std::thread::spawn(move || writer.write_all(&request).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        let mut reply = [0; 96];
+        for _ in 0..20_000 {
+            (&stream).read_exact(&mut reply).unwrap();
+            assert_eq!(reply[..2], [7, 0]);
+        }
+        writing.join().unwrap();
+    });
+}
+
+#[test]
+fn a_session_that_spins_sleeps_when_its_time_is_over() {
+    use nix::time::{ClockId, clock_gettime};
+    let mut client = Client::negotiated();
+    client.session.set_spin(Duration::from_millis(10));
+    let processor = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+    let before = processor();
+    wait_for(client, |mut stream| {
+        for _ in 0..2 {
+            stream
+                .write_all(&message(0, 9, 0, &access(0, 0, 4)))
+                .unwrap();
+            stream.read_exact(&mut [0; 36]).unwrap();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    });
+    assert!(processor() - before < Duration::from_millis(500));
+}
