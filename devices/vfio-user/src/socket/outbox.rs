@@ -19,6 +19,10 @@ use zerocopy::IntoBytes;
 use super::Closed;
 use crate::message::Header;
 
+/// Buffers that a message has made longer than this are given back: room for what region accesses need, and not for the
+/// bitmap of a large guest.
+const KEPT_BYTES: usize = 2 << 20;
+
 /// What a message carries after its header.
 #[derive(Default)]
 pub(crate) struct Reply {
@@ -28,8 +32,15 @@ pub(crate) struct Reply {
 
 impl Reply {
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
+        empty(&mut self.bytes);
         self.fds.clear();
+    }
+}
+
+fn empty(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    if buffer.capacity() > KEPT_BYTES {
+        *buffer = Vec::new();
     }
 }
 
@@ -83,7 +94,7 @@ impl Outbox {
                 Err(error) => return Err(Closed::Failed(error)),
             }
         }
-        self.bytes.clear();
+        empty(&mut self.bytes);
         self.sent = 0;
         Ok(())
     }

@@ -141,6 +141,27 @@ fn an_outbox_that_is_never_empty_does_not_grow() {
 }
 
 #[test]
+fn buffers_for_an_access_are_kept_and_longer_ones_are_given_back() {
+    const MIB: usize = 1 << 20;
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut outbox = Outbox::default();
+    let mut reply = Reply::default();
+    for (size, is_kept) in [(MIB + 16, true), (8 * MIB, false)] {
+        reply.bytes.resize(size, 7);
+        outbox.push(&Header::default(), &mut reply);
+        let mut rest = vec![0; 16 + size];
+        while outbox.len() > 0 {
+            outbox.flush(&ours).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            while theirs.read(&mut rest).is_ok_and(|count| count > 0) {}
+        }
+        reply.clear();
+        let capacities = [reply.bytes.capacity(), outbox.bytes.capacity()];
+        assert!(capacities.iter().all(|kept| (*kept >= MIB) == is_kept));
+    }
+}
+
+#[test]
 fn hoarded_descriptors_end_the_connection() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut inbox = Inbox::new(256);
