@@ -17,19 +17,19 @@ use nix::{
     libc::linger,
     sys::{
         signal::{Signal, kill},
-        socket::{
-            AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind,
-            connect as connect_to, listen, recv, send, sendmsg, setsockopt, socket, sockopt,
-        },
+        socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt},
     },
     unistd::Pid,
 };
 use peer_vfio_user::Client;
 use tests::{Device, agent::programs, command};
 
-use crate::driver::{
-    self, Driver, MEMORY_BYTES, RING, Registers, e1000_with_peer, e1000_with_peer_under, frame,
-    read_frame, write_frame,
+use crate::{
+    control::Control,
+    driver::{
+        self, Driver, MEMORY_BYTES, RING, Registers, e1000_with_peer, e1000_with_peer_under, frame,
+        read_frame, write_frame,
+    },
 };
 
 const BAR0: u32 = 0;
@@ -300,49 +300,20 @@ fn a_device_that_spins_serves_all_and_sleeps_when_nobody_asks() {
 
 #[test]
 fn a_client_is_asked_to_release_the_device() {
-    let dir = Device::dir().unwrap();
-    let path = UnixAddr::new(&dir.path().join("control.sock")).unwrap();
-    let seqpacket = || {
-        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
-        // The device inherits it.
-        socket(family, kind, SockFlag::empty(), None).unwrap()
-    };
-    let listener = seqpacket();
-    bind(listener.as_raw_fd(), &path).unwrap();
-    listen(&listener, Backlog::new(1).unwrap()).unwrap();
-    let fd = listener.as_raw_fd().to_string();
-    let args = ["--control-fd", &fd];
-    let device = Device::start_under(&["env"], dir, "e1000", "{}", &args).unwrap();
-    let control = seqpacket();
-    connect_to(control.as_raw_fd(), &path).unwrap();
-    let ask = |id: u64| {
-        let request = format!(r#"{{"type":"request-release","id":{id}}}"#);
-        send(control.as_raw_fd(), request.as_bytes(), MsgFlags::empty()).unwrap();
-        loop {
-            let mut packet = vec![0; 4096];
-            let len = recv(control.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
-            let message: serde_json::Value = serde_json::from_slice(&packet[..len]).unwrap();
-            if message["type"] == "reply" {
-                assert_eq!(message["id"], id);
-                return (
-                    message["ok"].as_bool().unwrap(),
-                    message["message"].as_str().unwrap_or_default().to_owned(),
-                );
-            }
-        }
-    };
-    let (ok, why) = ask(1);
-    assert!(!ok && why.contains("no client"), "{why}");
+    let (device, control) = Control::e1000();
+    let ask = || control.ask("request-release");
+    let why = ask().unwrap_err();
+    assert!(why.contains("no client"), "{why}");
     let mut client = connect(&device.socket());
-    let (ok, why) = ask(2);
-    assert!(!ok && why.contains("has not connected"), "{why}");
+    let why = ask().unwrap_err();
+    assert!(why.contains("has not connected"), "{why}");
     let asked = driver::eventfd();
     // DATA_EVENTFD | ACTION_TRIGGER on VFIO_PCI_REQ_IRQ_INDEX.
     client
         .set_irqs(4, 0x24, 0, 1, &[asked.as_fd().as_raw_fd()])
         .unwrap();
-    assert_eq!(ask(3), (true, String::new()));
-    assert_eq!(asked.read().unwrap(), 1);
+    assert_eq!(ask(), Ok(()));
+    assert_eq!(asked.read(), Ok(1));
 }
 
 #[test]

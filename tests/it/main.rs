@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod agent;
+mod control;
 mod ctl;
 mod device;
 mod driver;

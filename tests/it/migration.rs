@@ -14,9 +14,12 @@ use vfio_user::{
     client::{Action, Client, Error, Interrupts, Options},
 };
 
-use crate::driver::{
-    Driver, MEMORY_BYTES, RING, Registers, e1000_with_peer, eventfd, frame, memory, read_frame,
-    write_frame,
+use crate::{
+    control::Control,
+    driver::{
+        Driver, MEMORY_BYTES, RING, Registers, e1000_with_peer, eventfd, frame, memory, read_frame,
+        write_frame,
+    },
 };
 
 const BAR0: u32 = 0;
@@ -261,6 +264,25 @@ fn a_move_that_is_given_up_goes_on_at_the_source() {
     assert_eq!(driver.wait_received(0), frame(70));
     driver.send(1, &frame(61));
     assert_eq!(read_frame(&mut station), frame(61));
+}
+
+#[test]
+fn a_reset_by_the_agent_leaves_a_stopped_device_stopped() {
+    let (device, control) = Control::e1000();
+    let mut driver = drive(&device);
+    driver.client.set_migration_state(State::STOP).unwrap();
+    control.ask("reset").unwrap();
+    assert_eq!(driver.read(0x2808), 0, "RDLEN after power-on");
+    let write = driver.client.region_write(BAR0, 0x2808, &[0x80, 0, 0, 0]);
+    assert_eq!(errno(write), Errno::EBUSY);
+    driver.client.set_migration_state(State::RUNNING).unwrap();
+    driver.write(0x2808, 0x80);
+    assert_eq!(driver.read(0x2808), 0x80);
+    // DEVICE_RESET is the client's own way out of every state.
+    driver.client.set_migration_state(State::STOP).unwrap();
+    driver.client.reset().unwrap();
+    driver.write(0x2808, 0x100);
+    assert_eq!(driver.read(0x2808), 0x100);
 }
 
 #[test]
