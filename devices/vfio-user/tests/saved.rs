@@ -22,7 +22,9 @@ use nix::{
     },
 };
 use serde_json::{Value, json};
-use vfio_user::{Device, IrqInfo, IrqKind, Lent, Mapping, NotRestored, Region, Saved, Session};
+use vfio_user::{
+    Device, IrqInfo, IrqKind, Lent, Mapping, Migration, NotRestored, Region, Saved, Session,
+};
 
 /// A region of 64 bytes of memory, and one with a file to map. Writing byte 0 sets the line, writing byte 1 copies a byte of
 /// guest memory from 0x1000 to 0x1001, writing byte 2 a byte from 0x10_0000, which the client serves.
@@ -360,6 +362,76 @@ fn a_client_that_has_not_negotiated_may_still() {
     send(&stream, &message(1, 1, 0, &[0, 0, 1, 0]), &[]);
     session.serve(&mut device).unwrap();
     assert!(session.deadline().is_none());
+}
+
+/// A device that can be moved, and says whether it runs.
+struct Movable {
+    scratch: Scratch,
+    is_running: bool,
+}
+
+impl Device for Movable {
+    fn regions(&self) -> &[Region] {
+        self.scratch.regions()
+    }
+    fn irqs(&self) -> &[IrqInfo] {
+        self.scratch.irqs()
+    }
+    fn read(&mut self, _: &mut Lent, _: u32, _: u64, _: &mut [u8]) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn write(&mut self, _: &mut Lent, _: u32, _: u64, _: &[u8]) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn reset(&mut self, _: &mut Lent) {}
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+}
+
+impl Migration for Movable {
+    fn set_running(&mut self, _: &mut Lent, running: bool) {
+        self.is_running = running;
+    }
+    fn save(&mut self) -> Result<Vec<u8>, Errno> {
+        Ok(b"the device's state".to_vec())
+    }
+    fn load(&mut self, _: &mut Lent, _: &[u8]) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_migration_goes_on_where_it_was() {
+    let device = || Movable {
+        scratch: Scratch::new(),
+        is_running: true,
+    };
+    let mut first = device();
+    let (stream, mut session) = negotiated(&first.scratch, "{}");
+    // To STOP_COPY, and a part of the state.
+    send(
+        &stream,
+        &message(2, 16, 0, &words(&[16, 2 << 16 | 2, 3, 0])),
+        &[],
+    );
+    send(&stream, &message(3, 17, 0, &words(&[64, 4])), &[]);
+    session.serve(&mut first).unwrap();
+    assert!(!first.is_running);
+    take(&stream, &mut Vec::new());
+    let saved = session.into_saved().unwrap();
+    let mut second = device();
+    let mut session = Session::from_saved(saved, &mut second, Instant::now()).unwrap();
+    assert!(!session.is_running() && !second.is_running);
+    send(&stream, &message(4, 17, 0, &words(&[64, 40])), &[]);
+    session.serve(&mut second).unwrap();
+    let mut replies = Vec::new();
+    take(&stream, &mut replies);
+    assert_eq!(&replies[24..], b"device's state");
+    // One that can't be moved can't be in the middle of it.
+    let saved = session.into_saved().unwrap();
+    let error = Session::from_saved(saved, &mut Scratch::new(), Instant::now()).unwrap_err();
+    assert!(error.to_string().contains("migration"), "{error}");
 }
 
 /// Sends text and descriptors to another process.

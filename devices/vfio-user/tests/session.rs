@@ -20,7 +20,7 @@ use nix::{
         socket::{ControlMessage, MsgFlags, sendmsg},
     },
 };
-use vfio_user::{Closed, Device, IrqInfo, IrqKind, Lent, Region, Session};
+use vfio_user::{Closed, Device, IrqInfo, IrqKind, Lent, Mapping, Region, Session};
 
 /// One region of 64 bytes of memory. Writing byte 0 raises the line with 1 and lowers it with 0; writing byte 1 copies a
 /// byte within guest memory from address 0x1000 to 0x1001.
@@ -700,4 +700,41 @@ fn a_session_that_spins_sleeps_when_its_time_is_over() {
         }
     });
     assert!(processor() - before < Duration::from_millis(500));
+}
+
+#[test]
+fn what_came_together_is_answered_together_and_descriptors_begin_a_packet() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    // Packets that keep their boundaries: one for each sendmsg.
+    let flags = SockFlag::empty();
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+    let mut stream = UnixStream::from(ours);
+    let mut mapped = Region::new(4096);
+    mapped.mapping = Some(Mapping {
+        file: File::open("/dev/zero").unwrap().into(),
+        offset_bytes: 0,
+        areas: Vec::new(),
+    });
+    let mut client = Client::connect();
+    client.device.regions = [Region::new(64), mapped];
+    let mut session = Session::new(theirs.into(), &client.device, Instant::now()).unwrap();
+    let mut received = |request: &[u8]| {
+        stream.write_all(request).unwrap();
+        session.wait(&mut client.device).unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        stream.set_nonblocking(true).unwrap();
+        let sizes: Vec<_> = std::iter::from_fn(|| stream.read(&mut buffer).ok()).collect();
+        stream.set_nonblocking(false).unwrap();
+        sizes
+    };
+    assert_eq!(received(&message(1, 1, 0, &[0, 0, 1, 0])), [20]);
+    let read = message(2, 9, 0, &access(0, 0, 4));
+    let write = message(0, 10, 0x10, &[&access(0, 0, 1)[..], &[1]].concat());
+    assert_eq!(
+        received(&[read.clone(), write].concat().repeat(16)),
+        [16 * 36]
+    );
+    let info = message(3, 5, 0, &words(&[32, 0, 1, 0, 0, 0, 0, 0]));
+    let mixed = [&read[..], &read, &info, &read, &info].concat();
+    assert_eq!(received(&mixed), [2 * 36, 48 + 36, 48]);
 }
