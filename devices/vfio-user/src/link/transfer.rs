@@ -1,18 +1,7 @@
-//! The connection to the client: what it sends, what it is sent, and memory that it serves by messages.
-//!
-//! Memory without a descriptor is reached by DMA_READ and DMA_WRITE, in the middle of a request of the client's or outside
-//! of one. They go to the twin socket, if there is one. Otherwise they go in band, behind the replies that already wait;
-//! requests that come before the answer are passed over, and served in order afterwards. A client that sends more of
-//! those than are held, and does not answer, ends its session, and so does one that takes too long.
-//!
-//! QEMU's client does take too long, unless nothing is asked of the device meanwhile: it holds a lock while it waits for a
-//! reply of ours, and serves memory under the same lock. Its guest's memory is to be shared.
+//! One DMA_READ or DMA_WRITE: from the request to its answer, and where the data is in them.
 
 use std::{
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
@@ -24,136 +13,14 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 use zerocopy::IntoBytes;
 
+use super::{BUDGET, Link};
 use crate::{
-    memory::Remote,
-    message::{Command, DmaAccess, Header, RegionAccess},
-    negotiate::{MAX_TRANSFER_BYTES, Negotiated},
-    saved,
-    socket::{Closed, Frame, Inbox, Outbox, SavedInbox, SavedOutbox, drain},
+    message::{Command, DmaAccess, Header},
+    socket::{Closed, Frame},
 };
 
-const MAX_MESSAGE_BYTES: usize =
-    size_of::<Header>() + size_of::<RegionAccess>() + MAX_TRANSFER_BYTES;
-/// How long a client may take for all that it is asked in one turn of the loop.
-const BUDGET: Duration = Duration::from_secs(5);
-
-/// A socket, with what has arrived on it and what is to leave.
-pub(crate) struct Channel {
-    pub(crate) stream: UnixStream,
-    pub(crate) inbox: Inbox,
-    pub(crate) outbox: Outbox,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SavedChannel {
-    inbox: SavedInbox,
-    outbox: SavedOutbox,
-}
-
-impl Channel {
-    fn save(&self, fds: &mut Vec<OwnedFd>) -> std::io::Result<SavedChannel> {
-        fds.push(self.stream.try_clone()?.into());
-        Ok(SavedChannel {
-            inbox: self.inbox.save(fds)?,
-            outbox: self.outbox.save(fds)?,
-        })
-    }
-
-    fn restore(saved: SavedChannel, fds: &mut dyn Iterator<Item = OwnedFd>) -> Result<Self, Errno> {
-        let stream = saved::stream(fds.next().ok_or(Errno::EINVAL)?)?;
-        let mut channel = Self::new(stream).map_err(|_| Errno::EINVAL)?;
-        channel.inbox.restore(saved.inbox, fds)?;
-        channel.outbox = Outbox::restore(&saved.outbox, fds)?;
-        Ok(channel)
-    }
-
-    fn new(stream: UnixStream) -> std::io::Result<Self> {
-        // Each call says whether it waits.
-        stream.set_nonblocking(false)?;
-        Ok(Self {
-            stream,
-            inbox: Inbox::new(MAX_MESSAGE_BYTES),
-            outbox: Outbox::default(),
-        })
-    }
-
-    /// Takes what has arrived, and says whether anything had.
-    pub(crate) fn receive(&mut self) -> Result<bool, Closed> {
-        self.inbox.receive(&self.stream)
-    }
-
-    /// Waits until something arrives, and takes it.
-    pub(crate) fn wait(&mut self) -> Result<bool, Closed> {
-        self.inbox.wait(&self.stream)
-    }
-
-    /// Sends as much as the client takes now.
-    pub(crate) fn flush(&mut self) -> Result<(), Closed> {
-        self.outbox.flush(&self.stream)
-    }
-
-    /// What to poll for.
-    fn interest(&self) -> PollFlags {
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::POLLIN, !self.inbox.is_full());
-        wanted.set(PollFlags::POLLOUT, self.outbox.len() > 0);
-        wanted
-    }
-
-    /// Acts on what poll said.
-    fn advance(&mut self, ready: PollFlags) -> Result<(), Closed> {
-        if ready.contains(PollFlags::POLLOUT) {
-            self.flush()?;
-        }
-        if ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-            if self.inbox.is_full() {
-                return Err(Closed::ByClient);
-            }
-            self.receive()?;
-        }
-        Ok(())
-    }
-}
-
-/// A connected client.
-pub(crate) struct Link {
-    pub(crate) main: Channel,
-    /// Where the client is asked, if not on `main`.
-    twin: Option<Channel>,
-    /// Data that the client takes or gives at a time.
-    max_transfer_bytes: usize,
-    layout: Layout,
-    next_id: u16,
-    /// What is left of the time for this turn of the loop.
-    budget: Duration,
-    /// Why nothing can be asked any more.
-    broken: Option<Closed>,
-}
-
-/// Where a DMA message's data is: behind a `count` of 64 bits. The clients of QEMU 10 have 32 bits there and the data at
-/// once, as the protocol had it before 0.1, in messages that are as long as everybody's; later ones are right, and propose
-/// the same version. Which of them this is, it shows by its answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Layout {
-    Wide,
-    Narrow,
-    /// A QEMU that has not shown it.
-    Unsure,
-}
-
-/// A connection's values; its descriptors are beside it.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SavedLink {
-    main: SavedChannel,
-    twin: Option<SavedChannel>,
-    layout: Layout,
-    next_id: u16,
-}
-
 /// What is asked of the client.
-enum Transfer<'a> {
+pub(super) enum Transfer<'a> {
     Read(&'a mut [u8]),
     Write(&'a [u8]),
 }
@@ -172,98 +39,20 @@ impl From<Closed> for Failure {
     }
 }
 
+/// Where a DMA message's data is: behind a `count` of 64 bits. The clients of QEMU 10 have 32 bits there and the data at
+/// once, as the protocol had it before 0.1, in messages that are as long as everybody's; later ones are right, and propose
+/// the same version. Which of them this is, it shows by its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Layout {
+    Wide,
+    Narrow,
+    /// A QEMU that has not shown it.
+    Unsure,
+}
+
 impl Link {
-    pub(crate) fn new(stream: UnixStream) -> std::io::Result<Self> {
-        Ok(Self {
-            main: Channel::new(stream)?,
-            twin: None,
-            max_transfer_bytes: MAX_TRANSFER_BYTES,
-            layout: Layout::Wide,
-            next_id: 0,
-            budget: BUDGET,
-            broken: None,
-        })
-    }
-
-    /// From now on the client is asked as was agreed, on the twin socket if there is one.
-    ///
-    /// # Errors
-    /// When the twin socket can't be used.
-    pub(crate) fn negotiated(
-        &mut self,
-        negotiated: &Negotiated,
-        twin: Option<UnixStream>,
-    ) -> std::io::Result<()> {
-        self.twin = twin.map(Channel::new).transpose()?;
-        self.max_transfer_bytes = negotiated.max_transfer_bytes;
-        if negotiated.is_qemu {
-            self.layout = Layout::Unsure;
-        }
-        Ok(())
-    }
-
-    /// Appends to `fds` what [`Link::restore`] wants. Between turns of the loop nothing is asked of the client.
-    pub(crate) fn save(&self, fds: &mut Vec<OwnedFd>) -> std::io::Result<SavedLink> {
-        Ok(SavedLink {
-            main: self.main.save(fds)?,
-            twin: match &self.twin {
-                Some(twin) => Some(twin.save(fds)?),
-                None => None,
-            },
-            layout: self.layout,
-            next_id: self.next_id,
-        })
-    }
-
-    /// Puts together what [`Link::save`] took apart, for a client with whom this was agreed on.
-    ///
-    /// # Errors
-    /// `EINVAL` for what can't be, or what getsockopt says of a descriptor.
-    pub(crate) fn restore(
-        saved: SavedLink,
-        negotiated: Option<&Negotiated>,
-        fds: &mut dyn Iterator<Item = OwnedFd>,
-    ) -> Result<Self, Errno> {
-        let main = Channel::restore(saved.main, fds)?;
-        let twin = saved.twin.map(|twin| Channel::restore(twin, fds));
-        let twin = twin.transpose()?;
-        if twin.is_some() != negotiated.is_some_and(|negotiated| negotiated.twin_socket) {
-            return Err(Errno::EINVAL);
-        }
-        Ok(Self {
-            main,
-            twin,
-            max_transfer_bytes: negotiated.map_or(MAX_TRANSFER_BYTES, |negotiated| {
-                negotiated.max_transfer_bytes
-            }),
-            layout: saved.layout,
-            next_id: saved.next_id,
-            budget: BUDGET,
-            broken: None,
-        })
-    }
-
-    /// Takes what still lies in the sockets: they are to be closed.
-    pub(crate) fn drain(&self) {
-        drain(&self.main.stream);
-        if let Some(twin) = &self.twin {
-            drain(&twin.stream);
-        }
-    }
-
-    /// A turn of the loop begins: the client has its time again.
-    pub(crate) fn begin_turn(&mut self) {
-        self.budget = BUDGET;
-    }
-
-    /// # Errors
-    /// Why the connection is over, when something that was asked of the client ended it.
-    pub(crate) fn check(&self) -> Result<(), Closed> {
-        self.broken.map_or(Ok(()), Err)
-    }
-
     /// One DMA_READ or DMA_WRITE.
-    fn transfer(&mut self, iova: u64, transfer: &mut Transfer<'_>) -> Result<(), Errno> {
+    pub(super) fn transfer(&mut self, iova: u64, transfer: &mut Transfer<'_>) -> Result<(), Errno> {
         if self.broken.is_some() {
             return Err(Errno::ENOTCONN);
         }
@@ -518,44 +307,5 @@ impl Layout {
                 *self = Self::Wide;
             }
         }
-    }
-}
-
-impl std::fmt::Debug for Link {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link")
-            .field("stream", &self.main.stream)
-            .field("broken", &self.broken)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A client that may be there: without one there is nobody to ask.
-impl Remote for Option<Link> {
-    fn read(&mut self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
-        let (link, chunk) = link_and_chunk(self)?;
-        for (index, data) in data.chunks_mut(chunk).enumerate() {
-            let at = iova.wrapping_add((index * chunk) as u64);
-            link.transfer(at, &mut Transfer::Read(data))?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), Errno> {
-        let (link, chunk) = link_and_chunk(self)?;
-        for (index, data) in data.chunks(chunk).enumerate() {
-            let at = iova.wrapping_add((index * chunk) as u64);
-            link.transfer(at, &mut Transfer::Write(data))?;
-        }
-        Ok(())
-    }
-}
-
-/// Whom to ask, and for how much at a time.
-fn link_and_chunk(link: &mut Option<Link>) -> Result<(&mut Link, usize), Errno> {
-    let link = link.as_mut().ok_or(Errno::ENOTCONN)?;
-    match link.max_transfer_bytes {
-        0 => Err(Errno::EMSGSIZE),
-        chunk => Ok((link, chunk)),
     }
 }
