@@ -399,7 +399,7 @@ fn a_server_that_is_not_there_or_does_not_accept_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let options = Options {
-        timeout: Duration::from_secs(1),
+        timeout: Duration::from_millis(200),
         ..Options::default()
     };
     let connect = || Client::connect(&path, &options);
@@ -408,6 +408,11 @@ fn a_server_that_is_not_there_or_does_not_accept_is_told_apart() {
     );
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     assert!(matches!(connect(), Err(Error::Late { .. })));
+    // The one that waited, and was never accepted, fills a backlog of none.
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    assert!(
+        matches!(connect(), Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
+    );
     drop(listener);
     wait_for(
         "a refusal",

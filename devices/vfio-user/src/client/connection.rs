@@ -159,13 +159,18 @@ impl<M: Memory> Connection<M> {
         let number = self
             .queue(request)?
             .ok_or(Error::Argument("a request without a reply is posted"))?;
-        self.wait(number, request.command)
+        self.wait(number, request.command, self.timeout)
     }
 
     /// Waits for the reply to the request that was queued last.
-    pub(super) fn wait(&mut self, number: u64, command: Command) -> Result<Reply, Error> {
+    pub(super) fn wait(
+        &mut self,
+        number: u64,
+        command: Command,
+        within: Duration,
+    ) -> Result<Reply, Error> {
         let last = |it: &Self| it.replies.arrived.back().map(|(number, _)| *number);
-        let outcome = self.run(name(command), self.timeout, |it| last(it) == Some(number));
+        let outcome = self.run(name(command), within, |it| last(it) == Some(number));
         if let Err(error) = outcome {
             self.replies.give_up(number);
             return Err(error);
@@ -202,7 +207,7 @@ impl<M: Memory> Connection<M> {
 
     /// The first bytes that the server sent, once there are `len` of them or no more will come.
     pub(super) fn first_bytes(&mut self, len: usize) -> Vec<u8> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = after(self.timeout);
         loop {
             let sent = self.main.flush();
             let received = self.main.receive();
@@ -221,9 +226,8 @@ impl<M: Memory> Connection<M> {
         within: Duration,
         done: impl Fn(&Self) -> bool,
     ) -> Result<(), Error> {
-        let start = Instant::now();
-        let deadline = start + within;
-        let spin_until = start + self.spin;
+        let deadline = after(within);
+        let spin_until = after(self.spin);
         loop {
             // A server that closes the connection may have said something before.
             let sent = self.send();
@@ -361,6 +365,13 @@ impl Replies {
             expected.wanted = false;
         }
     }
+}
+
+/// The time that lies so far ahead; a day ahead if there is no such time.
+fn after(duration: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(duration)
+        .unwrap_or_else(|| now + Duration::from_secs(86400))
 }
 
 fn channel(stream: UnixStream) -> Result<Channel, Error> {

@@ -263,18 +263,22 @@ fn granted(command: Command, reply: Reply) -> Result<Reply, Error> {
 /// A connection to the socket at `path`: a full backlog keeps nobody longer than `timeout`.
 fn connect_to(path: &Path, timeout: Duration) -> Result<UnixStream, Error> {
     let connecting = || -> Result<OwnedFd, Errno> {
+        let address = UnixAddr::new(path)?;
         let stream = socket(
             AddressFamily::Unix,
             SockType::Stream,
             SockFlag::SOCK_CLOEXEC,
             None,
         )?;
+        // Zero would be for ever.
+        let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
+        let micros = i64::from(timeout.subsec_micros()).max(1);
         setsockopt(
             &stream,
             sockopt::SendTimeout,
-            &TimeVal::new(timeout.as_secs() as i64, 0),
+            &TimeVal::new(seconds, micros),
         )?;
-        connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+        connect(stream.as_raw_fd(), &address)?;
         Ok(stream)
     };
     match connecting() {

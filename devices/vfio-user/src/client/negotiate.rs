@@ -1,6 +1,9 @@
 //! VERSION, from the client's side.
 
-use std::os::{fd::OwnedFd, unix::net::UnixStream};
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::Instant,
+};
 
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
@@ -8,6 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{
     Error, MAX_TRANSFER_BYTES, Memory, Options,
     connection::{Connection, Request},
+    error::name,
     granted,
 };
 use crate::message::{Command, Header, Version};
@@ -139,8 +143,16 @@ pub(super) fn negotiate<M: Memory>(
     let number = connection
         .queue(&request)?
         .ok_or(Error::Argument("VERSION is answered"))?;
+    let start = Instant::now();
     let first = connection.first_bytes(size_of::<Header>());
-    let reply = match connection.wait(number, request.command) {
+    let left = options.timeout.saturating_sub(start.elapsed());
+    if first.is_empty() && left.is_zero() {
+        return Err(Error::Late {
+            what: name(request.command),
+            within: options.timeout,
+        });
+    }
+    let reply = match connection.wait(number, request.command, left) {
         // It said something, and it was no answer.
         Err(Error::Protocol(_) | Error::Closed | Error::Late { .. })
             if !first.is_empty() && !is_answer(&first) =>
