@@ -25,6 +25,10 @@ const PROGRAM: &str = "vfu-device";
 /// The program ends in time by itself; this is for one that does not.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// The agent hears of a client's leaving a moment after it, and that may have been the last probe.
+const PAUSE: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 5;
+
 /// Probes a device of the agent, or a socket.
 pub(crate) async fn run(
     args: Probe,
@@ -35,21 +39,16 @@ pub(crate) async fn run(
     let socket = match device_id(&args.target) {
         Some(id) => {
             let client = client?;
-            let request = client.request(GetDeviceRequest {
-                name: device_name(id),
-            });
-            let device = client.answer(client.devices().get_device(request)).await?;
-            check(&device)?;
+            let device = free(look(&client, device_name(id)).await?, &client).await?;
             PathBuf::from(device.status.unwrap_or_default().socket_path)
         }
         None => {
             // Without an agent nobody knows better than the server itself.
             if let Ok(client) = client
                 && let Ok(devices) = get::all(&client).await
+                && let Some(device) = devices.into_iter().find(|it| is_same(&args.target, it))
             {
-                let mut devices = devices.iter();
-                let device = devices.find(|device| is_same(&args.target, device));
-                device.map_or(Ok(()), check)?;
+                free(device, &client).await?;
             }
             args.target
         }
@@ -84,6 +83,23 @@ fn is_same(path: &Path, device: &Device) -> bool {
     let inode = |path: &Path| Some(path.metadata().ok()?).map(|it| (it.dev(), it.ino()));
     let theirs = Path::new(&status.socket_path);
     path == theirs || inode(path).is_some_and(|ours| Some(ours) == inode(theirs))
+}
+
+async fn look(client: &Client, name: String) -> Result<Device, Error> {
+    let request = client.request(GetDeviceRequest { name });
+    client.answer(client.devices().get_device(request)).await
+}
+
+/// The device, unless a VMM uses it: one that does still does so a moment later.
+async fn free(mut device: Device, client: &Client) -> Result<Device, Error> {
+    for _ in 0..LOOKS {
+        if check(&device).is_ok() {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        device = look(client, device.name).await?;
+    }
+    check(&device).map(|()| device)
 }
 
 /// Refuses a device that a VMM uses.
