@@ -11,3 +11,4 @@ mod e1000;
 mod guest;
 mod hostile;
 mod migration;
+mod probe;
