@@ -254,11 +254,12 @@ impl Session {
         self.connection().main.outbox.len() > 0
     }
 
-    /// Whether requests are here that came while the device used the client's memory outside of a request. They are to be
-    /// [served](Session::serve): the socket does not tell of them again.
+    /// Whether requests are here that came while the device used the client's memory outside of a request, or that waited
+    /// for replies to leave, which did meanwhile. They are to be [served](Session::serve): the socket does not tell of them
+    /// again.
     #[must_use]
     pub fn has_requests(&self) -> bool {
-        self.connection().main.inbox.has_passed_over()
+        self.connection().main.inbox.has_next()
     }
 
     /// Whether the client has closed its end. What it sent before may still wait to be served.

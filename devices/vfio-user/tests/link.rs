@@ -15,6 +15,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    libc,
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
 use vfio_user::{AccessError, Closed, Device, IrqInfo, Lent, Region, Session};
@@ -689,4 +690,123 @@ fn requests_that_came_while_the_device_worked_by_itself_are_served() {
     session.serve(&mut copier).unwrap();
     assert!(!session.has_requests());
     assert_eq!(receive(&mut stream).payload[16], 2);
+}
+
+/// A session whose client has said VERSION and mapped `[0x1000_0000, 0x1000_1000)` without a descriptor, and the client's
+/// end with its twin socket, if it asked for one.
+fn begin(copier: &mut Copier, capabilities: &str) -> (Session, UnixStream, Option<UnixStream>) {
+    let (stream, theirs) = UnixStream::pair().unwrap();
+    let mut session = Session::new(theirs, copier, Instant::now()).unwrap();
+    let mut client = Client {
+        stream,
+        server: None,
+    };
+    let json = format!("\0\0\x01\0{{\"capabilities\":{capabilities}}}\0");
+    client.send(&message(1, 1, 0, json.as_bytes()));
+    session.serve(copier).unwrap();
+    let (reply, twin) = client.receive_with_fd();
+    assert_eq!(reply.error, 0);
+    let map = [
+        &words(&[32, 3, 0, 0])[..],
+        &0x1000_0000_u64.to_le_bytes(),
+        &0x1000_u64.to_le_bytes(),
+    ]
+    .concat();
+    client.send(&message(2, 2, 0, &map));
+    session.serve(copier).unwrap();
+    assert_eq!(client.receive().error, 0);
+    (session, client.stream, twin)
+}
+
+fn copier() -> Copier {
+    Copier {
+        regions: [Region::new(4 << 20)],
+        bytes: vec![0; 4 << 20],
+        log: Vec::new(),
+    }
+}
+
+/// Waits until the other end has taken everything that was sent.
+fn wait_until_taken(stream: &UnixStream) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while unsent(stream) > 0 {
+        assert!(Instant::now() < deadline, "the server does not read");
+        std::thread::yield_now();
+    }
+}
+
+#[expect(unsafe_code, reason = "nix does not have this request")]
+fn unsent(stream: &UnixStream) -> i32 {
+    let mut bytes = 0i32;
+    // SAFETY: it writes an int, which is there.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(result, 0);
+    bytes
+}
+
+#[test]
+fn a_request_that_came_glued_to_the_answer_is_not_forgotten() {
+    let mut copier = copier();
+    let (mut session, mut stream, _) = begin(&mut copier, "{}");
+    let client = std::thread::spawn(move || {
+        let asked = receive(&mut stream);
+        let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
+        stream.write_all(&[answer, note(1)].concat()).unwrap();
+        stream
+    });
+    session.lent().read(0x1000_0000, &mut [0; 4]).unwrap();
+    let _stream = client.join().unwrap();
+    // Nothing is left in the socket, so that nobody is woken by it.
+    assert!(session.has_requests());
+    session.serve(&mut copier).unwrap();
+    assert_eq!(copier.log, [1]);
+    assert!(!session.has_requests());
+}
+
+#[test]
+fn a_request_that_came_while_the_twin_socket_was_waited_for_is_not_forgotten() {
+    let mut copier = copier();
+    let (mut session, mut stream, twin) =
+        begin(&mut copier, r#"{"twin_socket":{"supported":true}}"#);
+    let mut twin = twin.unwrap();
+    let client = std::thread::spawn(move || {
+        let asked = receive(&mut twin);
+        stream.write_all(&note(1)).unwrap();
+        wait_until_taken(&stream);
+        let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
+        twin.write_all(&answer).unwrap();
+        (stream, twin)
+    });
+    session.lent().read(0x1000_0000, &mut [0; 4]).unwrap();
+    let _client = client.join().unwrap();
+    assert!(session.has_requests());
+    session.serve(&mut copier).unwrap();
+    assert_eq!(copier.log, [1]);
+    assert!(!session.has_requests());
+}
+
+#[test]
+fn requests_behind_replies_that_left_meanwhile_are_not_forgotten() {
+    let mut copier = copier();
+    let (mut session, mut stream, twin) =
+        begin(&mut copier, r#"{"twin_socket":{"supported":true}}"#);
+    let mut twin = twin.unwrap();
+    // More replies than a socket takes, and a request behind them that has to wait.
+    let mut bytes = message(3, 9, 0, &access(64, 1 << 20));
+    bytes.extend(note(1));
+    stream.write_all(&bytes).unwrap();
+    session.serve(&mut copier).unwrap();
+    assert!(session.is_blocked() && copier.log.is_empty());
+    let client = std::thread::spawn(move || {
+        let asked = receive(&mut twin);
+        assert_eq!(receive(&mut stream).payload.len(), 16 + (1 << 20));
+        let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
+        twin.write_all(&answer).unwrap();
+        (stream, twin)
+    });
+    session.lent().read(0x1000_0000, &mut [0; 4]).unwrap();
+    let _client = client.join().unwrap();
+    assert!(session.wants_write() || session.has_requests());
+    session.serve(&mut copier).unwrap();
+    assert_eq!(copier.log, [1]);
 }

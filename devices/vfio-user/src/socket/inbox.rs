@@ -204,9 +204,15 @@ impl Inbox {
         &self.buffer[frame.payload.clone()]
     }
 
-    /// Whether messages are there that [`Self::next_reply`] has passed over.
-    pub(crate) fn has_passed_over(&self) -> bool {
-        self.filled.start < self.scanned
+    /// Whether [`Self::next`] has something to say now: what [`Self::next_reply`] has passed over, and what came behind a
+    /// reply, or while nobody looked.
+    pub(crate) fn has_next(&self) -> bool {
+        let rest = &self.buffer[self.scanned..self.filled.end];
+        let is_next = |(header, _): (Header, _)| {
+            let size = header.size_bytes as usize;
+            size <= rest.len() || size > self.max_message_bytes
+        };
+        self.filled.start < self.scanned || Header::read_from_prefix(rest).is_ok_and(is_next)
     }
 
     /// Whether nothing more can be received before messages are processed.

@@ -52,7 +52,7 @@ impl Inbox {
         })
     }
 
-    /// Fills an empty inbox. Whole messages count as [passed over](Inbox::has_passed_over): no socket tells of them again.
+    /// Fills an empty inbox. Of whole messages only [`Inbox::has_next`] tells: no socket does again.
     ///
     /// # Errors
     /// `EINVAL` for what no inbox can hold.
