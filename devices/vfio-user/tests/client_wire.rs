@@ -620,7 +620,11 @@ fn replies_to_something_else_end_the_session() {
             let request = peer.receive();
             answer(peer, &request);
         });
-        protocol(connect(stream).region_read(0, 0, &mut [0; 4]));
+        let mut client = connect(stream);
+        protocol(client.region_read(0, 0, &mut [0; 4]));
+        assert_eq!(client.outstanding(), 0);
+        let next = client.reset();
+        assert!(matches!(next, Err(Error::Over)), "{next:?}");
     }
     let (stream, _server) = server(|peer| {
         let file = tempfile::tempfile().unwrap();
@@ -728,4 +732,56 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     client.post_raw(13, &[], &[]).unwrap();
     assert_eq!(server.join().unwrap(), Ok(0));
     drop(client);
+}
+
+#[test]
+fn a_server_may_say_anything_at_all() {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    for _ in 0..300 {
+        // Headers that are nearly right, with numbers that are large, small or none.
+        let mut said = Vec::new();
+        for _ in 0..20 {
+            let len = next() % 80;
+            let size = if next() % 16 == 0 {
+                next() as u32
+            } else {
+                16 + len as u32
+            };
+            let id = 2 + next() as u32 % 2;
+            let command = [5, 6, 9, 11, 12, 16, 17][next() as usize % 7];
+            let kind = [0, 1, 1, 1, 0x21, 2][next() as usize % 6];
+            said.extend(words(&[
+                id | command << 16,
+                size,
+                kind,
+                next() as u32 % 200,
+            ]));
+            let value = || [0, 1, 32, 48, u8::MAX][next() as usize % 5];
+            said.extend(std::iter::repeat_with(value).take(len as usize));
+        }
+        let (stream, server) = server(move |peer| {
+            peer.negotiate("{}", &[]);
+            peer.receive();
+            let _ = peer.stream.write_all(&said);
+            // Gone by then, or it hangs.
+            let _ = peer.stream.read_to_end(&mut Vec::new());
+        });
+        let mut client = connect(stream);
+        client.set_timeout(Duration::from_millis(5));
+        // Whatever it says is an answer or an error.
+        let _ = client.region_info(0);
+        let _ = client.region_io_fds(0);
+        let _ = client.region_read(0, 0, &mut [0; 4]);
+        let _ = client.migration_flags();
+        let _ = client.mig_data_read(16);
+        assert_eq!(client.outstanding(), 0);
+        drop(client);
+        server.join().unwrap();
+    }
 }

@@ -83,6 +83,8 @@ pub(super) struct Connection<M> {
     /// How many requests with a reply there were.
     count: u64,
     replies: Replies,
+    /// Something went wrong that nothing can follow.
+    is_over: bool,
     /// How many requests of the server were answered.
     answered: u64,
 }
@@ -99,6 +101,7 @@ impl<M: Memory> Connection<M> {
             id: 0,
             count: 0,
             replies: Replies::default(),
+            is_over: false,
             answered: 0,
         })
     }
@@ -111,6 +114,9 @@ impl<M: Memory> Connection<M> {
 
     /// Appends a request to what is to be sent; returns its number when it is to have a reply.
     pub(super) fn queue(&mut self, request: &Request<'_>) -> Result<Option<u64>, Error> {
+        if self.is_over {
+            return Err(Error::Over);
+        }
         if request.fds.len() > MAX_FDS {
             return Err(Error::Argument(
                 "the kernel passes at most 253 descriptors at once",
@@ -219,8 +225,26 @@ impl<M: Memory> Connection<M> {
         }
     }
 
-    /// Sends, receives and answers until `done`, for which it waits at most `within`.
+    /// Sends, receives and answers until `done`, for which it waits at most `within`. After an error that leaves the
+    /// two sides at odds there is no other attempt.
     fn run(
+        &mut self,
+        what: &'static str,
+        within: Duration,
+        done: impl Fn(&Self) -> bool,
+    ) -> Result<(), Error> {
+        if self.is_over {
+            return Err(Error::Over);
+        }
+        let result = self.exchange(what, within, done);
+        if !matches!(result, Ok(()) | Err(Error::Late { .. })) {
+            self.is_over = true;
+            self.replies = Replies::default();
+        }
+        result
+    }
+
+    fn exchange(
         &mut self,
         what: &'static str,
         within: Duration,

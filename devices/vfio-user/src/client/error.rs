@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::{message::Command, socket::Closed};
 
 /// Why a call to a server failed. After [`Error::Refused`], [`Error::Late`] and [`Error::Argument`] the client is as
-/// usable as before; after the others it is not.
+/// usable as before; the others end the session.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody can be connected to there.
@@ -61,6 +61,9 @@ pub enum Error {
         /// Its minor version.
         minor: u16,
     },
+    /// An earlier error ended the session.
+    #[error("the connection is not used any more after an earlier error")]
+    Over,
     /// The caller asked for what can't be sent.
     #[error("{0}")]
     Argument(&'static str),
