@@ -1,0 +1,5 @@
+//! DMA maps and accesses.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| harness::dma(data));
