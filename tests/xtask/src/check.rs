@@ -25,6 +25,14 @@ pub(crate) fn run() -> Result<()> {
     let mut checks = Checks::default();
 
     checks.cargo(&["fmt", "--all", "--check"])?;
+    // A workspace of its own, of which no stable compiler builds more than this checks.
+    checks.cargo(&[
+        "fmt",
+        "--manifest-path",
+        "tests/fuzz/Cargo.toml",
+        "--",
+        "--check",
+    ])?;
     checks.cargo(&[
         "clippy",
         "--workspace",

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ enum Task {
     /// Measurements, beside what they are to be compared with
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Hostile input, with cargo-fuzz and a nightly compiler
+    Fuzz(fuzz::Fuzz),
     /// A server that is measured.
     #[command(hide = true)]
     BenchServer(bench::server::Args),
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test => check::run(),
         Task::Setup => setup::run().map(|_| ()),
         Task::Bench(bench) => bench::run(&bench),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::BenchServer(args) => bench::server::run(&args),
     };
     match result {
