@@ -94,7 +94,7 @@ impl Workload {
     /// Those that take part, the limit first.
     fn kinds(self) -> &'static [Kind] {
         match self {
-            Self::Spin => &[Kind::Limit, Kind::Library],
+            Self::Spin => &[Kind::Limit, Kind::Library, Kind::Device],
             _ => &[Kind::Limit, Kind::Library, Kind::Device, Kind::Crate],
         }
     }

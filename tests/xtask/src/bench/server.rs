@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match args.kind {
         Kind::Limit => limit(args),
         Kind::Library => library(accept(&args.socket)?, args.spin),
-        Kind::Device => device(&args.socket).map(|never| match never {}),
+        Kind::Device => device(&args.socket, args.spin).map(|never| match never {}),
         Kind::Crate => published(&args.socket),
     }
 }
@@ -164,10 +164,13 @@ fn library(stream: UnixStream, spin: bool) -> Result<()> {
 }
 
 /// Becomes `vfu-device`, so that the process that was started is the one that serves.
-fn device(socket: &Path) -> Result<Infallible> {
+fn device(socket: &Path, spin: bool) -> Result<Infallible> {
     let program = std::env::current_exe()?.with_file_name("vfu-device");
     let mut command = Command::new(&program);
     command.arg("e1000").arg("--socket-path").arg(socket);
+    if spin {
+        command.arg(format!("--spin-us={}", SPIN.as_micros()));
+    }
     Err(command.exec()).with_context(|| format!("start {}", program.display()))
 }
 
