@@ -624,7 +624,8 @@ fn replies_to_something_else_end_the_session() {
         protocol(client.region_read(0, 0, &mut [0; 4]));
         assert_eq!(client.outstanding(), 0);
         let next = client.reset();
-        assert!(matches!(next, Err(Error::Over)), "{next:?}");
+        // Over, where it is not known any more what belongs to what; else the server has left.
+        assert!(matches!(next, Err(Error::Over | Error::Closed)), "{next:?}");
     }
     let (stream, _server) = server(|peer| {
         let file = tempfile::tempfile().unwrap();

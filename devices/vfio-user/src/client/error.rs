@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::{message::Command, socket::Closed};
 
 /// Why a call to a server failed. After [`Error::Refused`], [`Error::Late`] and [`Error::Argument`] the client is as
-/// usable as before; the others end the session.
+/// usable as before; the others end the session, or show a server that is not worth another call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody can be connected to there.
