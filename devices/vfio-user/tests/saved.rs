@@ -353,6 +353,45 @@ fn the_twin_socket_and_memory_by_messages_go_along() {
 }
 
 #[test]
+fn requests_that_have_not_had_their_turn_go_along() {
+    let mut device = Scratch::new();
+    let (stream, mut session) = negotiated(&device, "{}");
+    send(&stream, &message(2, 2, 0, &map(0x10_0000, 0x1000)), &[]);
+    session.serve(&mut device).unwrap();
+    take(&stream, &mut Vec::new());
+    let mut client = stream.try_clone().unwrap();
+    let client = std::thread::spawn(move || {
+        let mut asked = [0; 32];
+        client.read_exact(&mut asked).unwrap();
+        // Before the answer: a request, one that is too large, and another.
+        let answer = message(0, 11, 1, &[&asked[16..], &[5]].concat());
+        let large = message(21, 10, 0, &vec![0; 2 << 20]);
+        let requests = [write(20, 0, 8, 1), large, write(22, 0, 8, 2), answer];
+        client.write_all(&requests.concat()).unwrap();
+    });
+    // The device works by itself.
+    let mut byte = [0];
+    session.lent().read(0x10_0000, &mut byte).unwrap();
+    assert_eq!(byte, [5]);
+    client.join().unwrap();
+    assert!(session.has_requests());
+    let mut session = moved(session, &mut device);
+    assert!(session.has_requests());
+    send(&stream, &write(23, 0, 8, 3), &[]);
+    session.serve(&mut device).unwrap();
+    let mut replies = Vec::new();
+    take(&stream, &mut replies);
+    let (mut rest, mut seen) = (&replies[..], Vec::new());
+    while !rest.is_empty() {
+        seen.push((rest[0], rest[12]));
+        rest = &rest[usize::from(rest[4])..];
+    }
+    let too_large = Errno::EMSGSIZE as u8;
+    assert_eq!(seen, [(20, 0), (21, too_large), (22, 0), (23, 0)]);
+    assert_eq!(device.bytes[8], 3);
+}
+
+#[test]
 fn a_client_that_has_not_negotiated_may_still() {
     let mut device = Scratch::new();
     let (stream, theirs) = UnixStream::pair().unwrap();

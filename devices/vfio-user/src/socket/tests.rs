@@ -306,6 +306,43 @@ proptest! {
 }
 
 #[test]
+fn a_refusal_waits_for_its_turn_wherever_it_is_moved() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut inbox = Inbox::new(128);
+    let reply = || {
+        let mut bytes = message(9, &[0; 16]);
+        bytes[8] = 1;
+        bytes
+    };
+    let too_large = message(2, &[0; 200]);
+    let requests = [message(1, &[1; 100]), too_large, message(3, &[3; 60])].concat();
+    theirs.write_all(&[requests, reply()].concat()).unwrap();
+    let answered = |inbox: &mut Inbox| {
+        for _ in 0..9 {
+            inbox.receive(&ours).unwrap();
+            if let Some(reply) = inbox.next_reply().unwrap() {
+                inbox.discard(reply);
+                return true;
+            }
+        }
+        false
+    };
+    assert!(answered(&mut inbox));
+    assert_eq!(inbox.next().unwrap().unwrap().header.id, 1);
+    // While that is served, another reply is waited for, and finds no room behind the others where they are.
+    theirs
+        .write_all(&[message(4, &[4; 60]), reply()].concat())
+        .unwrap();
+    assert!(answered(&mut inbox));
+    let mut rest = Vec::new();
+    while let Some(frame) = inbox.next().unwrap() {
+        rest.push((frame.header.id, frame.refused, inbox.payload(&frame).len()));
+    }
+    let refused = Some(Errno::EMSGSIZE);
+    assert_eq!(rest, [(2, refused, 0), (3, None, 60), (4, None, 60)]);
+}
+
+#[test]
 fn a_message_that_is_too_large_is_skipped_and_not_stored() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
