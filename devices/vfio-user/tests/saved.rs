@@ -684,6 +684,28 @@ fn values_that_can_not_be_are_errors_and_never_more() {
             "{refused}"
         );
     }
+    for (path, bad) in [
+        ("/negotiated/minor", json!(2)),
+        ("/negotiated/max_transfer_bytes", json!((1 << 20) + 1)),
+        ("/negotiated/page_sizes", json!(0)),
+        ("/negotiated/page_sizes", json!(0x1200)),
+        ("/negotiated/max_dma_maps", json!(65_536)),
+        ("/negotiated/migration_page_bytes", json!(2048)),
+        ("/negotiated/migration_page_bytes", json!(12_288)),
+        ("/negotiated/max_bitmap_bytes", json!(1_u64 << 40)),
+        ("/negotiated/twin_socket", json!(false)),
+        ("/negotiated", json!(null)),
+        ("/link/twin", json!(null)),
+        ("/link/main/inbox/fds", json!([1])),
+        ("/link/main/inbox/skip", json!(1_u64 << 32)),
+        ("/link/main/outbox/bytes", json!("")),
+        ("/link/main/outbox/fds", json!([[1 << 30, 1]])),
+    ] {
+        let mut changed = value.clone();
+        *changed.pointer_mut(path).unwrap() = bad;
+        let restored = restore(changed, &fds);
+        assert!(matches!(restored, Err(NotRestored::Part { .. })), "{path}");
+    }
     let mut changed = value.clone();
     changed["version"] = json!(2);
     assert!(matches!(
