@@ -41,8 +41,6 @@ use crate::{
 
 /// Why a session has a link: only `Lent::default()` has none.
 const CONNECTED: &str = "a session has a connection";
-/// With more replies waiting than this, no further request is taken.
-const OUTBOX_HIGH_BYTES: usize = 64 << 10;
 /// How long a client may take to say VERSION.
 const NEGOTIATION: Duration = Duration::from_secs(5);
 
@@ -245,7 +243,7 @@ impl Session {
     /// Whether the session waits for the client to take its replies, and for nothing else.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.connection().main.outbox.len() >= OUTBOX_HIGH_BYTES
+        self.connection().main.outbox.is_full()
     }
 
     /// Whether replies wait to be taken.

@@ -738,3 +738,47 @@ fn what_came_together_is_answered_together_and_descriptors_begin_a_packet() {
     let mixed = [&read[..], &read, &info, &read, &info].concat();
     assert_eq!(received(&mixed), [2 * 36, 48 + 36, 48]);
 }
+
+#[test]
+fn a_client_that_does_not_take_descriptors_does_not_exhaust_ours() {
+    use std::os::unix::fs::MetadataExt;
+    let mut client = Client::negotiated();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let inode = file.metadata().unwrap().ino();
+    // Other tests have other files open.
+    let open = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let files = fds.filter_map(|fd| fd.path().metadata().ok());
+        files.filter(|file| file.ino() == inode).count()
+    };
+    let mut mapped = Region::new(4096);
+    mapped.mapping = Some(Mapping {
+        file: file.into(),
+        offset_bytes: 0,
+        areas: Vec::new(),
+    });
+    client.device.regions = [Region::new(64), mapped];
+    let request = message(3, 5, 0, &words(&[32, 0, 1, 0, 0, 0, 0, 0]));
+    let mut most = 0;
+    let mut sent = 0;
+    while !client.session.is_blocked() {
+        client.stream.write_all(&request.repeat(100)).unwrap();
+        sent += 100;
+        client.serve().unwrap();
+        most = most.max(open());
+    }
+    assert!(most < 40, "{most}");
+    // And all are answered in the end.
+    for _ in 0..sent {
+        let mut reply = [0; 48];
+        client.stream.set_nonblocking(true).unwrap();
+        while client.stream.read(&mut reply).is_err() {
+            client.serve().unwrap();
+        }
+        assert_eq!((reply[0], reply[12]), (3, 0));
+    }
+    client.serve().unwrap();
+    assert!(!client.session.wants_write());
+    assert_eq!(open(), 1);
+}

@@ -23,6 +23,11 @@ use crate::message::Header;
 /// bitmap of a large guest.
 const KEPT_BYTES: usize = 2 << 20;
 
+/// With more than this waiting, no further request is taken.
+const HIGH_BYTES: usize = 64 << 10;
+/// As many messages with descriptors, of which each may have a few.
+const HIGH_FD_MESSAGES: usize = 16;
+
 /// What a message carries after its header.
 #[derive(Default)]
 pub(crate) struct Reply {
@@ -73,6 +78,11 @@ impl Outbox {
 
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.sent
+    }
+
+    /// Whether no more should be put in before the peer takes some: descriptors that wait are open.
+    pub(crate) fn is_full(&self) -> bool {
+        self.len() >= HIGH_BYTES || self.fds.len() >= HIGH_FD_MESSAGES
     }
 
     /// Sends as much as the peer takes now.
