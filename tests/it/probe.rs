@@ -156,6 +156,20 @@ fn a_device_in_use_is_left_alone() -> Result<()> {
 }
 
 #[test]
+fn a_server_that_lets_others_wait_is_not_kept_waiting_for() -> Result<()> {
+    let dir = Device::dir()?;
+    let path = dir.path().join("busy sock");
+    let listener = UnixListener::bind(&path)?;
+    let _client = UnixStream::connect(&path)?;
+    let _accepted = listener.accept()?;
+    fails(&path, 73, &["somebody is connected to it", "unplug it"])?;
+    listener.set_nonblocking(true)?;
+    let next = listener.accept().map(drop);
+    assert_eq!(next.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    Ok(())
+}
+
+#[test]
 fn what_is_no_vfio_user_server_is_named_by_what_it_is() -> Result<()> {
     let dir = Device::dir()?;
     let at = |name: &str| dir.path().join(name);

@@ -1,7 +1,7 @@
 //! `vfu-device probe`: what is served on a socket, as a client sees it.
 //!
 //! It asks and never writes: sizes come from the description of regions, not from writing BARs. A server takes one client
-//! at a time, so that a device in use is left alone: its server closes the connection, and that is what is reported.
+//! at a time, so that a device in use is left alone.
 
 mod other;
 mod report;
@@ -33,6 +33,7 @@ const MAX_SPACE_BYTES: u64 = 4096;
 pub(crate) fn run(args: &Probe) -> Result<String, Failure> {
     let deadline = Instant::now() + args.timeout;
     let socket = Socket::new(&args.socket);
+    socket.check_free()?;
     let stream = socket.connect(deadline)?;
     socket.greeting(&stream)?;
     let options = Options {

@@ -3,6 +3,9 @@
 //! A server of vfio-user waits for the client to speak. Who speaks first (QMP, gRPC) is known by that; who answers to
 //! VERSION with something else, by the answer; who closes the connection or says nothing, by what it answers to others'
 //! first words, each on a connection of its own.
+//!
+//! A socket that somebody uses is not even connected to, where the kernel tells: servers that take no second client leave
+//! its connection waiting, and some of them end when they come to it and find it closed.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -33,8 +36,14 @@ use crate::failure::Failure;
 
 /// How long a server may take that speaks first, or that closes a second client's connection.
 const GREETING: Duration = Duration::from_millis(100);
+/// How a server turns a second client away.
+const CLOSED: &str = "the server closed the connection";
 /// How long to wait for the answer to another protocol's first words.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
+
+/// A server may notice a moment later that its client has left.
+const LEAVING: Duration = Duration::from_millis(100);
+const LEAVING_LOOKS: u32 = 5;
 
 /// The path that was named.
 pub(super) struct Socket {
@@ -46,6 +55,29 @@ impl Socket {
         Self {
             path: path.to_owned(),
         }
+    }
+
+    /// Refuses a socket that somebody is connected to.
+    pub(super) fn check_free(&self) -> Result<(), Failure> {
+        for _ in 0..LEAVING_LOOKS {
+            if !self.has_client() {
+                return Ok(());
+            }
+            std::thread::sleep(LEAVING);
+        }
+        Err(self.in_use("somebody is connected to it"))
+    }
+
+    /// Whether the kernel knows of a connection that the server has accepted. It does not tell of other network
+    /// namespaces, nor of sockets that were bound by a relative path.
+    fn has_client(&self) -> bool {
+        let own = std::fs::canonicalize(&self.path);
+        let sockets = std::fs::read("/proc/net/unix").unwrap_or_default();
+        let sockets = String::from_utf8_lossy(&sockets);
+        let mut paths = sockets.lines().filter_map(accepted);
+        own.is_ok_and(|own| {
+            paths.any(|path| std::fs::canonicalize(path).is_ok_and(|path| path == own))
+        })
     }
 
     /// A connection, or why there is none.
@@ -135,7 +167,7 @@ impl Socket {
             return Ok(());
         }
         match &peek(stream)[..] {
-            [] => Err(self.in_use()),
+            [] => Err(self.in_use(CLOSED)),
             first => Err(self.speaks(first)),
         }
     }
@@ -145,9 +177,9 @@ impl Socket {
         let path = self.path.display();
         match error {
             Error::NotVfioUser { first } => self.speaks(&first),
-            Error::Closed | Error::Failed(Errno::EPIPE | Errno::ECONNRESET) => {
-                self.second_look(deadline).unwrap_or_else(|| self.in_use())
-            }
+            Error::Closed | Error::Failed(Errno::EPIPE | Errno::ECONNRESET) => self
+                .second_look(deadline)
+                .unwrap_or_else(|| self.in_use(CLOSED)),
             Error::Late { what, within } => {
                 let seconds = within.as_secs_f64();
                 let silent = format!(
@@ -177,12 +209,11 @@ impl Socket {
         }
     }
 
-    fn in_use(&self) -> Failure {
+    fn in_use(&self, why: &str) -> Failure {
         failure(
             Kind::InUse,
             format!(
-                "{}: the server closed the connection: another client uses the device (it serves one at a time); unplug it \
-                 there first",
+                "{}: {why}: another client uses the device (it serves one at a time); unplug it there first",
                 self.path.display()
             ),
         )
@@ -235,6 +266,17 @@ impl Socket {
         first.truncate(count);
         Ok(first)
     }
+}
+
+/// The path of a line of /proc/net/unix that is a stream socket with a peer, and has a path: the server's end of a
+/// connection. Columns: number, references, protocol, flags, type, state, inode, path.
+fn accepted(line: &str) -> Option<&Path> {
+    let mut columns = line.split_ascii_whitespace();
+    let (kind, state) = (columns.nth(4)?, columns.next()?);
+    let (_inode, path) = (columns.next()?, columns.next()?);
+    // The path may have blanks, and is absolute.
+    let path = &line[line.find(path).filter(|_| path.starts_with('/'))?..];
+    ((kind, state) == ("0001", "03")).then_some(Path::new(path))
 }
 
 /// The protocol whose server's first words these are.
@@ -292,6 +334,24 @@ fn time_value(duration: Duration) -> TimeVal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_known_among_the_kernel_s_sockets() {
+        let path = |line| accepted(line).map(|path| path.to_str().unwrap());
+        let line = "0000000000000000: 00000003 00000000 00000000 0001 03 96862 /run/a b.sock";
+        assert_eq!(path(line), Some("/run/a b.sock"));
+        for line in [
+            "Num       RefCount Protocol Flags    Type St Inode Path",
+            "0000000000000000: 00000002 00000000 00010000 0001 01 96861 /run/a.sock",
+            "0000000000000000: 00000002 00000000 00000000 0001 02     0 /run/a.sock",
+            "0000000000000000: 00000003 00000000 00000000 0005 03 96862 /run/a.sock",
+            "0000000000000000: 00000003 00000000 00000000 0001 03 96862 @abstract",
+            "0000000000000000: 00000003 00000000 00000000 0001 03 96863",
+            "",
+        ] {
+            assert_eq!(path(line), None, "{line}");
+        }
+    }
 
     #[test]
     fn protocols_are_known_by_their_first_words() {
