@@ -39,8 +39,9 @@ use super::{
 
 /// Distinct files of one session, each of which costs a descriptor.
 const MAX_FILES: usize = 512;
-/// Mappings of the process: well below what the kernel allows, so that the allocator finds room.
-const MAX_MAPPINGS: usize = 32 << 10;
+/// Mappings of the process: a third of what the kernel allows, since each becomes two when its file shrinks, and the
+/// allocator needs some.
+const MAX_MAPPINGS: usize = 21 << 10;
 /// Address space that mappings may take: half of what a process has.
 const MAX_MAPPED_BYTES: usize = 1 << 46;
 /// A longer file is mapped in parts, as the client asks for them.

@@ -218,8 +218,36 @@ fn a_bus_error_elsewhere_does_what_it_did_before() {
     assert_eq!(alone("a_signal_with_a_handler").code(), Some(42));
 }
 
+#[test]
+fn as_many_mappings_as_there_can_be_are_lost_without_harm() {
+    let name = "memory::tests::lost::alone::every_mapping_is_lost";
+    assert_eq!(run_alone(name).code(), Some(0));
+}
+
 mod alone {
     use super::*;
+
+    #[test]
+    #[ignore = "takes all mappings that there are: run by the test above, in a process of its own"]
+    fn every_mapping_is_lost() {
+        let (mut memory, file) = mapped(0, 2);
+        let mut pages = 2;
+        // Each map is of a file that is longer than before, so that it shares no mapping.
+        let refused = loop {
+            file.set_len((pages + 1) * PAGE).unwrap();
+            let fd = file.try_clone().unwrap().into();
+            match memory.map(pages * PAGE, PAGE, RW, Some((fd, pages * PAGE))) {
+                Ok(()) => pages += 1,
+                Err(errno) => break errno,
+            }
+        };
+        assert_eq!(refused, Errno::ENOMEM);
+        file.set_len(PAGE).unwrap();
+        for iova in (1..pages).map(|page| page * PAGE) {
+            let lost = Err(AccessError::Lost { iova });
+            assert_eq!(read(&mut memory, iova, &mut [0]), lost);
+        }
+    }
 
     #[test]
     #[ignore = "ends the process: run by the test above"]
