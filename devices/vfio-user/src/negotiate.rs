@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{memory::Memory, message::Version};
+use crate::{memory::Memory, message::Version, socket::FDS_PER_PACKET};
 
 /// The version that this server implements: 0.1.
 const MAJOR: u16 = 0;
@@ -77,6 +77,7 @@ impl Negotiated {
     /// `EINVAL` for what VERSION can't have led to.
     pub(crate) fn check(&self) -> Result<(), Errno> {
         let can_be = self.minor <= MINOR
+            && self.max_message_fds <= FDS_PER_PACKET
             && self.max_transfer_bytes <= MAX_TRANSFER_BYTES
             && self.max_dma_maps <= Memory::MAX_MAPS
             && self.page_sizes & (PAGE_BYTES - 1) == 0
@@ -127,7 +128,7 @@ impl Proposal {
         let negotiated = &mut self.negotiated;
         let mut reply = Map::new();
         if let Some(theirs) = number(proposed, "max_msg_fds")? {
-            negotiated.max_message_fds = to_usize(theirs);
+            negotiated.max_message_fds = to_usize(theirs).min(FDS_PER_PACKET);
             reply.insert("max_msg_fds".into(), MAX_MESSAGE_FDS.into());
         }
         if let Some(theirs) = number(proposed, "max_data_xfer_size")? {

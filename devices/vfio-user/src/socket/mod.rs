@@ -11,6 +11,7 @@ mod tests;
 
 pub(crate) use inbox::{Frame, Inbox};
 pub(crate) use outbox::{Outbox, Reply};
+pub(crate) use raw::FDS_PER_PACKET;
 pub(crate) use saved::{SavedInbox, SavedOutbox};
 
 use std::{

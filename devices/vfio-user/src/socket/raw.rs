@@ -16,8 +16,8 @@ use std::{
 
 use nix::{errno::Errno, libc};
 
-/// More descriptors than the kernel puts into one packet (`SCM_MAX_FD`).
-pub(super) const FDS_PER_PACKET: usize = 253;
+/// The most descriptors that the kernel puts into one packet (`SCM_MAX_FD`).
+pub(crate) const FDS_PER_PACKET: usize = 253;
 
 // SAFETY: a calculation with a constant.
 pub(super) const CONTROL_WORDS: usize =

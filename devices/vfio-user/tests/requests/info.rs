@@ -295,3 +295,18 @@ fn a_client_gets_no_more_descriptors_than_it_takes() {
     let reply = client.call_with(GET_REGION_IO_FDS, &words(&[4096, 0, 0, 0]), &[]);
     assert_eq!((reply.payload.len(), reply.fds.len()), (56, 1));
 }
+
+#[test]
+fn no_more_descriptors_are_sent_in_a_message_than_the_kernel_takes() {
+    let events: Vec<_> = (0..300)
+        .map(|i| event(i % 200, 1, None, &eventfd().1))
+        .collect();
+    let capabilities = r#"{"capabilities":{"max_msg_fds":1000}}"#;
+    let mut client = Client::proposing(with_events(events), capabilities);
+    let request = words(&[1 << 16, 0, 0, 0]);
+    let reply = client.call_with(GET_REGION_IO_FDS, &request, &[]);
+    assert_eq!(
+        (reply.error, reply.payload.len(), reply.fds.len()),
+        (0, 16 + 253 * 40, 253)
+    );
+}

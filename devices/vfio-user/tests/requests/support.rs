@@ -256,7 +256,7 @@ impl Client {
         reason = "descriptors that recvmsg returns are not owned yet"
     )]
     fn receive_some(&self, room: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
-        let mut control = cmsg_space!([RawFd; 64]);
+        let mut control = cmsg_space!([RawFd; 253]);
         let mut iov = [IoSliceMut::new(room)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let fd = self.stream.as_raw_fd();
