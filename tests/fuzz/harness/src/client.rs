@@ -134,9 +134,11 @@ impl Client {
     /// Does `work`, while the server is answered.
     pub(crate) fn answer_while(&self, work: impl FnOnce()) {
         thread::scope(|scope| {
-            scope.spawn(|| self.answer());
+            let answering = scope.spawn(|| self.answer());
             work();
             self.stop.write(1).unwrap();
+            // Its end, not only that of its work: what a thread leaves is gone then.
+            answering.join().unwrap();
         });
         self.stop.read().unwrap();
         self.state().forget(&self.stream);

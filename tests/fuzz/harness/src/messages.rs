@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use arbitrary::{Arbitrary, Unstructured};
 
 use crate::{
-    descriptors::{FILE_BYTES, FILES, PAGE, Pool},
+    descriptors::{PAGE, Pool},
     device::COPY,
     leaks::Before,
     run::Run,
@@ -170,6 +170,10 @@ enum Request {
     },
     /// No message: the replies are not taken for a while.
     Hold,
+    /// No message: the session is taken apart and put together again.
+    HandOver {
+        damage: Option<(u16, u8)>,
+    },
 }
 
 /// Numbers at which something may happen.
@@ -270,8 +274,12 @@ impl Script {
         for step in self.steps.into_iter().take(MAX_STEPS) {
             match step.request {
                 Request::SetLength { file, sixteenths } => {
-                    let length = FILE_BYTES * u64::from(sixteenths % 17) / 16;
-                    Pool::get().set_length(usize::from(file) % FILES, length);
+                    run.set_length(file, sixteenths);
+                    continue;
+                }
+                Request::HandOver { damage } => {
+                    run.send(&std::mem::take(&mut bytes), &[]);
+                    run.hand_over(damage);
                     continue;
                 }
                 Request::Hold => {
@@ -499,7 +507,9 @@ impl Request {
             } => {
                 return (u16::from(*command), u32::from(*flags), payload.to_vec());
             }
-            Self::SetLength { .. } | Self::Hold => unreachable!("no message"),
+            Self::SetLength { .. } | Self::Hold | Self::HandOver { .. } => {
+                unreachable!("no message")
+            }
         };
         (command, 0, payload)
     }

@@ -2,11 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use crate::{
-    descriptors::{FILE_BYTES, FILES, Pool},
-    leaks::Before,
-    run::Run,
-};
+use crate::{descriptors::Pool, leaks::Before, run::Run};
 
 /// With more descriptors than this at once the kernel sends none.
 const MAX_FDS: usize = 253;
@@ -22,7 +18,8 @@ const PROPOSALS: [&str; 3] = [
 /// descriptors, a length of two bytes, and so many bytes to send.
 ///
 /// Flags: bits 0 and 1 are how many kinds follow, 3 that a number and one kind do. Bit 2: the server has no turn now;
-/// bit 3: one turn, and its replies are not taken yet. Bit 4: a byte follows that says which file gets which length.
+/// bit 3: one turn, and its replies are not taken yet. Bit 4: a byte follows that says which file gets which length. Bit 5:
+/// the session is taken apart and put together again.
 pub fn socket(data: &[u8]) {
     let before = Before::new(|| _ = Pool::get());
     play(&mut Input(data));
@@ -48,8 +45,10 @@ fn play(input: &mut Input<'_>) {
         };
         if flags & 1 << 4 != 0 {
             let which = input.byte();
-            let bytes = FILE_BYTES * u64::from(which >> 4) / 16;
-            Pool::get().set_length(usize::from(which & 0xf) % FILES, bytes);
+            run.set_length(which & 0xf, which >> 4);
+        }
+        if flags & 1 << 5 != 0 {
+            run.hand_over(None);
         }
         let length = usize::from(u16::from_le_bytes([input.byte(), input.byte()]));
         run.send(input.bytes(length), &fds);
