@@ -16,6 +16,10 @@ use std::{
         fd::{AsFd, AsRawFd},
         unix::net::UnixStream,
     },
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,8 +28,8 @@ use peer::{Message, Peer, longs, server, words};
 use vfio_user::{
     Access, MigrationState,
     client::{
-        Action, Buffer, Capabilities, Client, Error, Feature, Interrupts, Method, MultiWrite,
-        Options,
+        Action, Buffer, Capabilities, Client, Error, Feature, Interrupts, Memory, Method,
+        MultiWrite, Options,
     },
 };
 
@@ -314,6 +318,14 @@ fn a_region_s_description_is_not_believed() {
         sparse(u32::MAX, 0, 0x1000),
         sparse(1, 0x1000, 0x8000),
         sparse(1, u64::MAX, 2),
+        // Two lists of areas: thousands, each as long as the message, would take minutes to read.
+        [
+            &[1, 0, 1, 0][..],
+            &words(&[64, 1, 0]),
+            &longs(&[0, 0x1000]),
+            &sparse(1, 0, 0x1000),
+        ]
+        .concat(),
     ] {
         let argsz = 32 + rest.len() as u32;
         let (stream, _server) = server(move |peer| {
@@ -539,6 +551,40 @@ fn a_server_that_asks_and_does_not_listen_is_not_answered_for_ever() {
     drop(client);
     assert!(served < 20, "{served}");
     server.join().unwrap();
+}
+
+/// Memory that counts what is read of it.
+struct Counting(Arc<AtomicU64>);
+
+impl Memory for Counting {
+    fn read(&mut self, _: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.0.fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_is_not_read_for_a_server_that_wants_no_answer() {
+    let (stream, server) = server(|peer| {
+        peer.negotiate("{}", &[]);
+        let request = peer.receive();
+        for flags in [0x10, 0] {
+            peer.send(1, 11, flags, &longs(&[0x1000, 1 << 20]), &[]);
+        }
+        let answer = peer.receive();
+        peer.send(request.id, request.command, 1, &[], &[]);
+        answer.payload.len()
+    });
+    let read = Arc::new(AtomicU64::new(0));
+    let memory = Counting(Arc::clone(&read));
+    let mut client = Client::with_memory(stream, &Options::default(), memory).unwrap();
+    client.reset().unwrap();
+    assert_eq!(server.join().unwrap(), 16 + (1 << 20));
+    assert_eq!(read.load(Ordering::Relaxed), 1 << 20);
 }
 
 #[test]

@@ -247,6 +247,10 @@ fn capabilities(region: &mut RegionInfo, payload: &[u8], first: u32) -> Result<(
             .ok_or(Error::Protocol("a capability lies outside of its reply"))?;
         let (header, _) = parse::<CapabilityHeader>(data)?;
         match header.id {
+            // Each is as long as the whole reply may be: a chain of them would take minutes to read.
+            CapabilityHeader::SPARSE_MMAP if region.sparse_areas.is_some() => {
+                return Err(Error::Protocol("a region has two lists of areas"));
+            }
             CapabilityHeader::SPARSE_MMAP => {
                 region.sparse_areas = Some(sparse_areas(region.size_bytes, data)?);
             }
