@@ -16,6 +16,7 @@ use vfio_user::{
 
 use crate::{
     control::Control,
+    device::wait_idle,
     driver::{
         Driver, MEMORY_BYTES, RING, Registers, e1000_with_peer, eventfd, frame, memory, read_frame,
         write_frame,
@@ -259,6 +260,8 @@ fn a_move_that_is_given_up_goes_on_at_the_source() {
     assert_eq!(read_frame(&mut station), frame(60), "it still runs");
     save(&mut driver.client);
     write_frame(&mut station, &frame(70));
+    // A frame that nobody takes does not keep it busy.
+    wait_idle(&source);
     assert_eq!(driver.received(0), None);
     driver.client.set_migration_state(State::RUNNING).unwrap();
     assert_eq!(driver.wait_received(0), frame(70));
