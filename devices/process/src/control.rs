@@ -1,4 +1,4 @@
-//! The control socket: an agent learns the device's status and asks for resets.
+//! The control socket: an agent learns the device's status, and asks for resets and for the device's release.
 //!
 //! A listening AF_UNIX seqpacket socket whose path belongs to the agent, so that an agent that was restarted can connect
 //! again. One packet is one JSON object. Status is sent to every connection when it is made and whenever it changes.
