@@ -210,7 +210,12 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use vfio_user::client::Capabilities;
+
+    use super::{
+        super::report::{Area, Capability, Rom},
+        *,
+    };
 
     #[test]
     fn sizes_are_whole() {
@@ -223,5 +228,111 @@ mod tests {
         let mut lines = Lines::default();
         lines.add(1, "a\u{1b}[2Jb\n");
         assert_eq!(lines.0, "\ta?[2Jb?\n");
+    }
+
+    #[test]
+    fn a_page_reads_like_lspci_s() {
+        let region = |index, name: &str, size_bytes, areas: &[(u64, u64)]| Region {
+            index,
+            name: name.into(),
+            size_bytes,
+            read: true,
+            write: index != 6,
+            mmap: !areas.is_empty(),
+            sparse_areas: (!areas.is_empty()).then(|| {
+                let areas = areas
+                    .iter()
+                    .map(|&(offset, size_bytes)| Area { offset, size_bytes });
+                areas.collect()
+            }),
+            kind: (index == 9).then_some((1, 2)),
+        };
+        let report = Report {
+            socket: "/run/x.sock".into(),
+            protocol: Protocol {
+                version: "0.1".into(),
+                capabilities: Capabilities {
+                    max_msg_fds: Some(8),
+                    write_multiple: Some(true),
+                    ..Capabilities::default()
+                },
+            },
+            resettable: true,
+            migration: None,
+            dma_logging: false,
+            function: Some(Function {
+                vendor_id: 0x1b36,
+                device_id: 0x10,
+                subsystem_vendor_id: 0x1af4,
+                subsystem_id: 0x1100,
+                revision_id: 2,
+                class_code: 0x01_0802,
+                class: "Non-Volatile memory controller".into(),
+                command: 6,
+                status: 0x10,
+                control_flags: "I/O- Mem+".into(),
+                status_flags: "Cap+".into(),
+                interrupt_pin: Some('A'),
+                interrupt_line: 11,
+                bars: vec![Bar {
+                    index: 0,
+                    kind: BarKind::Memory {
+                        bits: 64,
+                        prefetchable: false,
+                    },
+                    address: 0xfe00_0000,
+                    size_bytes: 16 << 10,
+                }],
+                expansion_rom: Some(Rom {
+                    address: 0,
+                    size_bytes: 2048,
+                    enabled: false,
+                }),
+                capabilities: vec![Capability {
+                    offset: 0x40,
+                    id: 0x11,
+                    name: "MSI-X".into(),
+                    details: vec!["Enable- Count=5 Masked-".into()],
+                }],
+                extended_capabilities: Vec::new(),
+            }),
+            regions: vec![
+                region(0, "BAR0", 16 << 10, &[(0x1000, 0x1000)]),
+                region(1, "BAR1", 0, &[]),
+                region(6, "ROM", 2048, &[]),
+                region(9, "region 9", 100, &[]),
+            ],
+            irqs: vec![Irq {
+                index: 2,
+                name: "MSI-X".into(),
+                count: 5,
+                eventfd: true,
+                maskable: false,
+                automasked: false,
+                noresize: true,
+            }],
+        };
+        assert_eq!(
+            page(&report),
+            "\
+Non-Volatile memory controller [0108]: [1b36:0010] (rev 02) (prog-if 02)
+\tSubsystem: [1af4:1100]
+\tSocket: /run/x.sock
+\tProtocol: vfio-user 0.1, max_msg_fds=8, twin_socket-, write_multiple+, migration-
+\tDevice: Reset+, Migration: no, DMA logging-
+\tControl: I/O- Mem+
+\tStatus: Cap+
+\tInterrupt: pin A routed to IRQ 11
+\tRegion 0: Memory at 00000000fe000000 (64-bit, non-prefetchable) [size=16K]
+\tExpansion ROM at 00000000 [disabled] [size=2K]
+\tvfio-user region 0 (BAR0): read write mmap [size=16K]
+\t\tmmap area at 0x1000 [size=4K]
+\tvfio-user region 6 (ROM): read [size=2K]
+\tvfio-user region 9 (region 9): read write [size=100] [type 0x1, subtype 0x2]
+\tvfio-user irq 2 (MSI-X): count 5, eventfd noresize
+\tCapabilities: [40] MSI-X
+\t\tEnable- Count=5 Masked-
+"
+        );
     }
 }
