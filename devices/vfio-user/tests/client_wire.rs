@@ -653,21 +653,37 @@ fn what_speaks_another_protocol_is_quoted() {
 #[test]
 fn replies_to_something_else_end_the_session() {
     type Answer = fn(&mut Peer, &Message);
-    let answers: [Answer; 5] = [
-        |peer, request| peer.send(request.id + 1, 9, 1, &[0; 20], &[]),
-        |peer, request| peer.send(request.id, 10, 1, &[0; 16], &[]),
-        |peer, request| peer.send(request.id, 9, 2, &[0; 20], &[]),
-        |peer, request| peer.send(request.id, 9, 1, &[0; 21], &[]),
-        |peer, request| peer.send(request.id, 9, 1, &[1; 20], &[]),
+    let answers: [(Answer, &str); 5] = [
+        (
+            |peer, request| peer.send(request.id + 1, 9, 1, &[0; 20], &[]),
+            "not to the oldest",
+        ),
+        (
+            |peer, request| peer.send(request.id, 10, 1, &[0; 20], &[]),
+            "not to the oldest",
+        ),
+        (
+            |peer, request| peer.send(request.id, 9, 2, &[0; 20], &[]),
+            "neither command nor reply",
+        ),
+        (
+            |peer, request| peer.send(request.id, 9, 1, &[0; 21], &[]),
+            "longer than was asked for",
+        ),
+        (
+            |peer, request| peer.send(request.id, 9, 1, &[1; 20], &[]),
+            "other data",
+        ),
     ];
-    for answer in answers {
+    for (answer, why) in answers {
         let (stream, _server) = server(move |peer| {
             peer.negotiate("{}", &[]);
             let request = peer.receive();
             answer(peer, &request);
         });
         let mut client = connect(stream);
-        protocol(client.region_read(0, 0, &mut [0; 4]));
+        let told = protocol(client.region_read(0, 0, &mut [0; 4]));
+        assert!(told.contains(why), "{told}");
         assert_eq!(client.outstanding(), 0);
         let next = client.reset();
         // Over, where it is not known any more what belongs to what; else the server has left.
