@@ -6,7 +6,10 @@
 
 #![expect(unsafe_code, reason = "nix has no preadv2")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
 
 use nix::{
     errno::Errno,
@@ -36,9 +39,12 @@ impl Eventfd {
         if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != 0 {
             return Err(Errno::EINVAL);
         }
-        let id = match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())) {
-            Ok(info) if !info.contains("eventfd-count:") => return Err(Errno::EINVAL),
-            Ok(info) => id(&info),
+        // What else /proc says of other kinds may be as long as a client makes it.
+        let id = match fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+            Ok(kind) if kind.as_os_str() != "anon_inode:[eventfd]" => return Err(Errno::EINVAL),
+            Ok(_) => fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+                .ok()
+                .and_then(|info| id(&info)),
             Err(_) => None,
         };
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);

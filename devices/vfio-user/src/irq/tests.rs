@@ -383,6 +383,28 @@ fn only_eventfds_are_taken_and_then_all_or_none() {
 }
 
 #[test]
+fn what_a_client_made_long_to_describe_is_not_read() {
+    // /proc has a line for each descriptor that an epoll waits for.
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    let event = eventfd().1;
+    let watched: Vec<OwnedFd> = (0..1000).map(|_| event.try_clone().unwrap()).collect();
+    for fd in &watched {
+        epoll.add(fd, EpollEvent::empty()).unwrap();
+    }
+    let bytes_read = || {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        let read = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        read.unwrap().parse::<u64>().unwrap()
+    };
+    let mut irqs = irqs();
+    let before = bytes_read();
+    let refused = irqs.connect(MSI, IrqAction::Trigger, 0, [Some(epoll.0)].into_iter());
+    assert_eq!(refused, Err(Errno::EINVAL));
+    let read = bytes_read() - before;
+    assert!(read < 4096, "{read} bytes");
+}
+
+#[test]
 fn an_eventfd_that_would_answer_itself_is_refused() {
     for (first, second) in [
         (IrqAction::Trigger, IrqAction::Unmask),
