@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::last;
 use crate::{message::LoggingRange, negotiate::MAX_BITMAP_BYTES};
@@ -70,15 +71,15 @@ impl DirtyLog {
     }
 
     pub(super) fn save(&self) -> SavedLog {
-        let words = self.chunks.iter().flat_map(|(index, chunk)| {
-            let base = index * CHUNK_PAGES;
-            chunk.iter().zip((base..).step_by(64))
-        });
+        let encode = |chunk: &Chunk| BASE64_STANDARD.encode(chunk.as_bytes());
+        let chunks = self.chunks.iter();
         SavedLog {
             page_bytes: self.page_bytes(),
             ranges: self.ranges.clone(),
+            chunks: chunks
+                .map(|(index, chunk)| (*index, encode(chunk)))
+                .collect(),
             everything: self.everything,
-            pages: words.flat_map(|(word, base)| runs(*word, base)).collect(),
         }
     }
 
@@ -87,19 +88,21 @@ impl DirtyLog {
     pub(super) fn restore(saved: SavedLog) -> Result<Self, Errno> {
         let is_empty = |range: &(u64, u64)| range.0 > range.1;
         let mut log = Self::with_ranges(saved.page_bytes, saved.ranges);
-        let last_page = u64::MAX >> log.page_shift;
+        let last_chunk = (u64::MAX >> log.page_shift) / CHUNK_PAGES;
         if log.page_bytes() != saved.page_bytes
             || log.ranges.len() > MAX_RANGES
             || log.ranges.iter().any(is_empty)
-            || saved.pages.iter().any(is_empty)
-            || saved.pages.iter().any(|run| run.1 > last_page)
+            || saved.chunks.len() > MAX_CHUNKS
+            || saved.chunks.iter().any(|(index, _)| *index > last_chunk)
         {
             return Err(Errno::EINVAL);
         }
-        for (first, last) in saved.pages {
-            log.mark_pages(first, last);
+        for (index, text) in saved.chunks {
+            let bytes = BASE64_STANDARD.decode(text).map_err(|_| Errno::EINVAL)?;
+            let chunk = Chunk::read_from_bytes(&bytes).map_err(|_| Errno::EINVAL)?;
+            log.chunks.insert(index, Box::new(chunk));
         }
-        log.everything |= saved.everything;
+        log.everything = saved.everything;
         Ok(log)
     }
 
@@ -213,8 +216,9 @@ pub(super) struct SavedLog {
     page_bytes: u64,
     /// First and last address.
     ranges: Vec<(u64, u64)>,
-    /// First and last page, by number, of those that were written.
-    pages: Vec<(u64, u64)>,
+    /// By number, the bits of those in which something was written; in base64. Lists of pages would be shorter in most cases,
+    /// and a hundred times longer where the guest wants it.
+    chunks: Vec<(u64, String)>,
     everything: bool,
 }
 

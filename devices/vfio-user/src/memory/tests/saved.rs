@@ -122,11 +122,17 @@ fn what_no_client_could_have_made_is_refused() {
         )
     };
     let file = r#"{"File":{"file":0,"offset_bytes":0}}"#;
-    let log = |page_bytes: u64, ranges: &str, pages: &str| {
+    let log = |page_bytes: u64, ranges: &str, chunks: &str| {
         format!(
-            r#"{{"page_bytes":{page_bytes},"ranges":{ranges},"pages":{pages},"everything":false}}"#
+            r#"{{"page_bytes":{page_bytes},"ranges":{ranges},"chunks":{chunks},"everything":false}}"#
         )
     };
+    // 4096 bytes of zeros.
+    let zeros = format!("{}==", "A".repeat(5462));
+    let chunk = |index: u64| format!(r#"[[{index},"{zeros}"]]"#);
+    let too_many: Vec<_> = (0..=8192)
+        .map(|index| format!(r#"[{index},"{zeros}"]"#))
+        .collect();
     let restore = |maps: &[String], dirty: &str, files: Vec<OwnedFd>| {
         let text = format!(
             r#"{{"file_count":1,"maps":[{}],"dirty":{dirty}}}"#,
@@ -188,10 +194,21 @@ fn what_no_client_could_have_made_is_refused() {
         (vec![], log(4097, "[]", "[]"), files(), Errno::EINVAL),
         (vec![], log(0, "[]", "[]"), files(), Errno::EINVAL),
         (vec![], log(4096, "[[2,1]]", "[]"), files(), Errno::EINVAL),
-        (vec![], log(4096, "[]", "[[2,1]]"), files(), Errno::EINVAL),
         (
             vec![],
-            log(4096, "[]", "[[0,18446744073709551615]]"),
+            log(4096, "[]", r#"[[0,"AAAA"]]"#),
+            files(),
+            Errno::EINVAL,
+        ),
+        (
+            vec![],
+            log(4096, "[]", &chunk(1 << 37)),
+            files(),
+            Errno::EINVAL,
+        ),
+        (
+            vec![],
+            log(4096, "[]", &format!("[{}]", too_many.join(","))),
             files(),
             Errno::EINVAL,
         ),
@@ -199,9 +216,27 @@ fn what_no_client_could_have_made_is_refused() {
         assert_eq!(
             restore(&maps, &dirty, files),
             Err(expected),
-            "{maps:?} {dirty}"
+            "{maps:?} {dirty:.200}"
         );
     }
-    let all_pages = log(4096, "[]", "[[0,4503599627370495]]");
-    assert_eq!(restore(&[], &all_pages, files()), Ok(()));
+    let last = log(4096, "[]", &chunk((1 << 37) - 1));
+    assert_eq!(restore(&[], &last, files()), Ok(()));
+}
+
+#[test]
+fn a_log_with_many_holes_is_no_longer_than_any_other() {
+    let mut memory = Memory::default();
+    memory.start_dirty_log(PAGE, &[]).unwrap();
+    let log = memory.dirty.as_mut().unwrap();
+    // Every other page of 16 GiB.
+    for page in (0..1 << 22).step_by(2) {
+        log.mark(page * PAGE, 1);
+    }
+    let saved = memory.save(&mut Vec::new()).unwrap();
+    let text = serde_json::to_string(&saved).unwrap();
+    assert!(text.len() < 1 << 20, "{} bytes", text.len());
+    let mut again = Memory::restore(saved, &mut std::iter::empty()).unwrap();
+    let mut bits = Vec::new();
+    again.report_dirty(0, PAGE * 64, PAGE, &mut bits).unwrap();
+    assert_eq!(bits, [0x55; 8]);
 }
