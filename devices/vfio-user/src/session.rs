@@ -125,7 +125,9 @@ impl Session {
     pub fn wait(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
         self.begin_turn()?;
         if self.wants_write() || self.deadline().is_some() {
-            self.wait_for_either()?;
+            if self.is_blocked() || !self.has_requests() {
+                self.wait_for_either()?;
+            }
             return self.serve(device);
         }
         if self.has_requests() || self.spin()? || self.wait_for_message()? {
@@ -202,6 +204,10 @@ impl Session {
         while let Some(frame) = self.next_frame()? {
             self.handle(device, frame)?;
             self.connection().check()?;
+            if self.connection().has_waited() {
+                // Requests may have come meanwhile, and may come again while those are served: others want their turn.
+                break;
+            }
             if self.is_blocked() {
                 self.channel().flush()?;
                 if self.is_blocked() {

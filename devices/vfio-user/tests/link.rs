@@ -113,13 +113,7 @@ impl Client {
         client.send(&message(1, 1, 0, json.as_bytes()));
         let (reply, twin) = client.receive_with_fd();
         assert_eq!((reply.flags, reply.error), (1, 0), "{reply:?}");
-        let map = [
-            &words(&[32, 3, 0, 0])[..],
-            &0x1000_0000_u64.to_le_bytes(),
-            &0x1000_0000_u64.to_le_bytes(),
-        ]
-        .concat();
-        client.send(&message(2, 2, 0, &map));
+        client.send(&message(2, 2, 0, &map()));
         assert_eq!(client.receive().error, 0);
         (client, twin)
     }
@@ -221,6 +215,12 @@ fn words(words: &[u32]) -> Vec<u8> {
 
 fn access(offset: u64, count: u32) -> Vec<u8> {
     [&offset.to_le_bytes()[..], &words(&[0, count])].concat()
+}
+
+/// The map of `[0x1000_0000, 0x2000_0000)`.
+fn map() -> Vec<u8> {
+    let range = [0x1000_0000_u64; 2].map(u64::to_le_bytes);
+    [&words(&[32, 3, 0, 0])[..], &range.concat()].concat()
 }
 
 /// A request that has the device copy.
@@ -657,14 +657,8 @@ fn requests_that_came_while_the_device_worked_by_itself_are_served() {
         log: Vec::new(),
     };
     let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
-    let map = [
-        &words(&[32, 3, 0, 0])[..],
-        &0x1000_0000_u64.to_le_bytes(),
-        &0x1000_u64.to_le_bytes(),
-    ]
-    .concat();
     stream.write_all(&message(1, 1, 0, &[0, 0, 1, 0])).unwrap();
-    stream.write_all(&message(2, 2, 0, &map)).unwrap();
+    stream.write_all(&message(2, 2, 0, &map())).unwrap();
     session.serve(&mut copier).unwrap();
     for _ in 0..2 {
         assert_eq!(receive(&mut stream).error, 0);
@@ -706,13 +700,7 @@ fn begin(copier: &mut Copier, capabilities: &str) -> (Session, UnixStream, Optio
     session.serve(copier).unwrap();
     let (reply, twin) = client.receive_with_fd();
     assert_eq!(reply.error, 0);
-    let map = [
-        &words(&[32, 3, 0, 0])[..],
-        &0x1000_0000_u64.to_le_bytes(),
-        &0x1000_u64.to_le_bytes(),
-    ]
-    .concat();
-    client.send(&message(2, 2, 0, &map));
+    client.send(&message(2, 2, 0, &map()));
     session.serve(copier).unwrap();
     assert_eq!(client.receive().error, 0);
     (session, client.stream, twin)
@@ -809,4 +797,38 @@ fn requests_behind_replies_that_left_meanwhile_are_not_forgotten() {
     assert!(session.wants_write() || session.has_requests());
     session.serve(&mut copier).unwrap();
     assert_eq!(copier.log, [1]);
+}
+
+#[test]
+fn a_turn_ends_with_the_request_that_used_the_client_s_memory() {
+    let (mut stream, theirs) = UnixStream::pair().unwrap();
+    let mut copier = Copier {
+        regions: [Region::new(4096)],
+        bytes: vec![0; 4096],
+        log: Vec::new(),
+    };
+    let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
+    stream.write_all(&message(1, 1, 0, &[0, 0, 1, 0])).unwrap();
+    stream.write_all(&message(2, 2, 0, &map())).unwrap();
+    session.serve(&mut copier).unwrap();
+    for _ in 0..2 {
+        assert_eq!(receive(&mut stream).error, 0);
+    }
+    // A client that always has another request before it answers.
+    let client = std::thread::spawn(move || {
+        stream.write_all(&copy(0, 0x1000_0000, 4, READ)).unwrap();
+        for _ in 0..50 {
+            let asked = receive(&mut stream);
+            let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
+            let next = copy(0, 0x1000_0000, 4, READ);
+            stream.write_all(&[next, answer].concat()).unwrap();
+            assert_eq!(receive(&mut stream).command, 10);
+        }
+    });
+    let mut turns = 0;
+    while !client.is_finished() && session.serve(&mut copier).is_ok() {
+        turns += u32::from(session.has_requests());
+    }
+    client.join().unwrap();
+    assert!(turns > 40, "{turns}");
 }

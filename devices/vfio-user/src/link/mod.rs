@@ -141,6 +141,11 @@ impl Link {
         self.budget = BUDGET;
     }
 
+    /// Whether the client was asked for memory in this turn.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.budget < BUDGET
+    }
+
     /// # Errors
     /// Why the connection is over, when something that was asked of the client ended it.
     pub(crate) fn check(&self) -> Result<(), Closed> {
