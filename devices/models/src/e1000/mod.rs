@@ -101,6 +101,32 @@ impl Controller {
         interrupt::update(&self.regs, bus);
     }
 
+    /// Takes over a saved state, or nothing of it.
+    fn restore(&mut self, state: &state::Controller) -> Result<(), LoadError> {
+        let state::Controller {
+            registers,
+            io_address,
+            eeprom,
+            phy,
+            transmitter,
+            receiver,
+        } = state;
+        if io_address & !spec::IOADDR_WRITABLE != 0 {
+            let problem = format!("can't be {io_address:#x}");
+            return Err(LoadError::new("io_address", problem));
+        }
+        let within = |outer: &'static str| move |error: LoadError| error.within(outer);
+        let regs = Regs::restore(spec::REGS, registers).map_err(within("registers"))?;
+        let eeprom = Eeprom::restore(eeprom).map_err(within("eeprom"))?;
+        let phy = Phy::restore(phy).map_err(within("phy"))?;
+        let tx = Transmitter::restore(transmitter).map_err(within("transmitter"))?;
+        let rx = Receiver::restore(receiver).map_err(within("receiver"))?;
+        (self.regs, self.io_address) = (regs, *io_address);
+        (self.eeprom, self.phy) = (eeprom, phy);
+        (self.tx, self.rx) = (tx, rx);
+        Ok(())
+    }
+
     /// The controller reads its EEPROM after a reset (section 5.6): the address goes into the first receive address.
     fn load_eeprom(&mut self) {
         let [a, b, c, d, e, f] = self.eeprom.mac();
@@ -364,10 +390,8 @@ impl pci::Device for Controller {
 
     fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
         let state: state::Controller = saved.state(crate::E1000.name, state::VERSION)?;
-        let parts = state.restore().map_err(|error| error.within("state"))?;
-        (self.regs, self.io_address) = (parts.regs, parts.io_address);
-        (self.eeprom, self.phy) = (parts.eeprom, parts.phy);
-        (self.tx, self.rx) = (parts.tx, parts.rx);
+        self.restore(&state)
+            .map_err(|error| error.within("state"))?;
         self.settle();
         Ok(())
     }

@@ -3,14 +3,8 @@
 //! A field that is added, taken away or read otherwise makes a new [`VERSION`], and [`pci::Device::load`] says what it
 //! does with older ones. Where a packet lies in a buffer of ours is not part of it.
 
-use pci::{
-    LoadError,
-    regs::{self, Regs},
-    saved::Bytes,
-};
+use pci::{regs, saved::Bytes};
 use serde::{Deserialize, Serialize};
-
-use super::{eeprom, phy, rx, spec, tx};
 
 /// The version of this format.
 pub(super) const VERSION: u32 = 1;
@@ -144,41 +138,4 @@ pub(super) struct Receiver {
     pub(super) held: Option<Bytes>,
     pub(super) blocked: bool,
     pub(super) more: bool,
-}
-
-/// The live parts of a controller.
-pub(super) struct Parts {
-    pub(super) regs: Regs,
-    pub(super) io_address: u32,
-    pub(super) eeprom: eeprom::Eeprom,
-    pub(super) phy: phy::Phy,
-    pub(super) tx: tx::Transmitter,
-    pub(super) rx: rx::Receiver,
-}
-
-impl Controller {
-    /// Makes the parts anew, so that what goes wrong leaves those that are there alone.
-    pub(super) fn restore(&self) -> Result<Parts, LoadError> {
-        let Self {
-            registers,
-            io_address,
-            eeprom,
-            phy,
-            transmitter,
-            receiver,
-        } = self;
-        if io_address & !spec::IOADDR_WRITABLE != 0 {
-            let problem = format!("can't be {io_address:#x}");
-            return Err(LoadError::new("io_address", problem));
-        }
-        let within = |outer: &'static str| move |error: LoadError| error.within(outer);
-        Ok(Parts {
-            regs: Regs::restore(spec::REGS, registers).map_err(within("registers"))?,
-            io_address: *io_address,
-            eeprom: eeprom::Eeprom::restore(eeprom).map_err(within("eeprom"))?,
-            phy: phy::Phy::restore(phy).map_err(within("phy"))?,
-            tx: tx::Transmitter::restore(transmitter).map_err(within("transmitter"))?,
-            rx: rx::Receiver::restore(receiver).map_err(within("receiver"))?,
-        })
-    }
 }
