@@ -349,6 +349,29 @@ fn a_device_that_spins_serves_all_and_sleeps_when_nobody_asks() {
 }
 
 #[test]
+fn a_device_that_spins_sends_all_to_a_client_that_reads_late() {
+    let (device, _peer) = e1000_with_peer_under(&["env"], &["--spin-us", "1000"]);
+    let connected = command::wait_for("a connection", Duration::from_secs(10), || {
+        Ok(vfio_user::client::Client::connect(&device.socket(), &Default::default()).ok())
+    });
+    let mut client = connected.unwrap();
+    for _ in 0..3 {
+        // From the first on the device looks for more; then there is more than the socket holds.
+        client.region_read(BAR0, 8, &mut [0; 4]).unwrap();
+        for _ in 0..8 {
+            client.queue_read(BAR0, 0, 128 << 10).unwrap();
+        }
+        client.flush().unwrap();
+        // Longer than it looks.
+        std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..8 {
+            let reply = client.next_reply().unwrap();
+            assert_eq!(reply.payload.len(), 16 + (128 << 10));
+        }
+    }
+}
+
+#[test]
 fn a_client_is_asked_to_release_the_device() {
     let (device, control) = Control::e1000();
     let ask = || control.ask("request-release");

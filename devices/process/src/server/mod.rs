@@ -122,6 +122,8 @@ impl Server {
     pub(crate) fn run(mut self, mut control: Control) -> Result<Signal, Errno> {
         loop {
             self.stay_awake();
+            // Also of what was served just now.
+            self.update_watch()?;
             let ready = self.watch.wait(self.time_left(Instant::now()))?;
             let now = Instant::now();
             let mut backend_ready = false;
@@ -142,7 +144,6 @@ impl Server {
             }
             self.keep_deadlines(&control, backend_ready, now)?;
             self.serve_passed_over(now);
-            self.update_watch()?;
             self.tell_status(&mut control, now);
         }
     }
