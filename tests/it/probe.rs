@@ -144,7 +144,7 @@ fn a_device_in_use_is_left_alone() -> Result<()> {
     let mut client = wait_for("a connection", LIMIT, || {
         Ok(peer_vfio_user::Client::new(&device.socket()).ok())
     })?;
-    fails(&device.socket(), 73, &["another client uses", "unplug it"])?;
+    fails(&device.socket(), 73, &["one client at a time", "unplug it"])?;
     let mut id = [0; 4];
     client.region_read(7, 0, &mut id)?;
     assert_eq!(u32::from_le_bytes(id), 0x100e_8086);
@@ -242,6 +242,55 @@ fn what_is_no_vfio_user_server_is_named_by_what_it_is() -> Result<()> {
     Ok(())
 }
 
+/// Answers as a PCI device does that takes and gives at most 64 bytes of data in a message.
+fn small_messages(mut stream: UnixStream) {
+    let words = |words: &[u32]| words.iter().flat_map(|it| it.to_le_bytes()).collect();
+    let mut header = [0; 16];
+    while stream.read_exact(&mut header).is_ok() {
+        let word = |bytes: &[u8], at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let mut request = vec![0; word(&header, 4) as usize - 16];
+        stream.read_exact(&mut request).unwrap();
+        let reply: Option<Vec<u8>> = match header[2] {
+            1 => Some(b"\0\0\x01\0{\"capabilities\":{\"max_data_xfer_size\":64}}\0".to_vec()),
+            4 => Some(words(&[16, 2, 9, 5])),
+            5 => {
+                let index = word(&request, 8);
+                let size = if index == 7 { 256 } else { 0 };
+                Some(words(&[32, 3, index, 0, size, 0, 0, 0]))
+            }
+            7 => Some(words(&[16, 1, word(&request, 8), 0])),
+            9 if word(&request, 12) <= 64 => {
+                let count = word(&request, 12) as usize;
+                let data = (0..count).map(|at| request[0].wrapping_add(at as u8));
+                Some(request.iter().copied().chain(data).collect())
+            }
+            _ => None,
+        };
+        // A reply, or one that refuses with ENOTSUP.
+        let (flags, error) = if reply.is_some() { (1, 0) } else { (0x21, 95) };
+        let reply = reply.unwrap_or_default();
+        let head: Vec<u8> = words(&[16 + reply.len() as u32, flags, error]);
+        let message = [&header[..4], &head, &reply].concat();
+        stream.write_all(&message).unwrap();
+    }
+}
+
+#[test]
+fn a_server_of_small_messages_is_read_in_pieces() -> Result<()> {
+    let dir = Device::dir()?;
+    let path = dir.path().join("small");
+    serve(&path, small_messages);
+    let output = probe(&["--json"], &path)?;
+    ensure!(output.status.success(), "{}", output.stderr);
+    let report: Value = serde_json::from_str(&output.stdout)?;
+    assert_eq!(report["function"]["vendor_id"], 0x0100);
+    assert_eq!(report["function"]["subsystem_id"], 0x2f2e);
+    assert_eq!(report["function"]["interrupt_line"], 0x3c);
+    Ok(())
+}
+
 #[test]
 fn a_server_that_hangs_or_breaks_the_protocol_is_told() -> Result<()> {
     let dir = Device::dir()?;
@@ -268,6 +317,8 @@ fn a_server_that_hangs_or_breaks_the_protocol_is_told() -> Result<()> {
         }
     };
     serve(&at("broken"), version(&[7; 16]));
+    serve(&at("leaves"), version(&[]));
+    fails(&at("leaves"), 73, &["in the middle", "look into its log"])?;
     fails(
         &at("broken"),
         73,

@@ -26,6 +26,8 @@ use crate::{args::Probe, failure::Failure};
 const CONFIG_REGION: u32 = 7;
 /// More indexes than any device has; a server that claims more is asked for these.
 const MAX_INDEXES: u32 = 64;
+/// Less data in one message than any server takes; one that claims less is asked for this.
+const MIN_TRANSFER_BYTES: usize = 64;
 /// Configuration space of PCI Express.
 const MAX_SPACE_BYTES: u64 = 4096;
 
@@ -43,7 +45,8 @@ pub(crate) fn run(args: &Probe) -> Result<String, Failure> {
     let report = Client::with_memory(stream, &options, NoMemory)
         .map_err(|error| socket.explain(error, deadline))
         .and_then(|mut client| {
-            describe(&mut client, args, deadline).map_err(|error| socket.explain(error, deadline))
+            describe(&mut client, args, deadline)
+                .map_err(|error| socket.explain_end(error, deadline))
         })?;
     if args.json {
         let value = serde_json::to_value(&report);
@@ -81,7 +84,11 @@ fn describe(client: &mut Client, args: &Probe, deadline: Instant) -> Result<Repo
     let mut function = None;
     if info.pci && size > 0 {
         let mut bytes = vec![0; size as usize];
-        client.get().region_read(CONFIG_REGION, 0, &mut bytes)?;
+        let at_once = client.client.negotiated().max_transfer_bytes();
+        let at_once = at_once.max(MIN_TRANSFER_BYTES);
+        for (at, part) in (0..).step_by(at_once).zip(bytes.chunks_mut(at_once)) {
+            client.get().region_read(CONFIG_REGION, at, part)?;
+        }
         function = Space::new(&bytes).map(|space| space.function(&regions));
     }
     let migration = allowed(client.get().migration_flags())?;

@@ -36,8 +36,6 @@ use crate::failure::Failure;
 
 /// How long a server may take that speaks first, or that closes a second client's connection.
 const GREETING: Duration = Duration::from_millis(100);
-/// How a server turns a second client away.
-const CLOSED: &str = "the server closed the connection";
 /// How long to wait for the answer to another protocol's first words.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 
@@ -65,19 +63,29 @@ impl Socket {
             }
             std::thread::sleep(LEAVING);
         }
-        Err(self.in_use("somebody is connected to it"))
+        // What it is has not been asked: it may be a monitor as well.
+        let path = self.path.display();
+        Err(failure(
+            Kind::InUse,
+            format!(
+                "{path}: somebody is connected to it, and a device serves one client at a time; unplug it there first, or \
+                 name the vfio-user socket of a device if this is none"
+            ),
+        ))
     }
 
     /// Whether the kernel knows of a connection that the server has accepted. It does not tell of other network
     /// namespaces, nor of sockets that were bound by a relative path.
     fn has_client(&self) -> bool {
-        let own = std::fs::canonicalize(&self.path);
+        let Ok(own) = std::fs::canonicalize(&self.path) else {
+            return false;
+        };
         let sockets = std::fs::read("/proc/net/unix").unwrap_or_default();
         let sockets = String::from_utf8_lossy(&sockets);
-        let mut paths = sockets.lines().filter_map(accepted);
-        own.is_ok_and(|own| {
-            paths.any(|path| std::fs::canonicalize(path).is_ok_and(|path| path == own))
-        })
+        // Only paths that end alike are looked up: others may lie in file systems that hang, and anybody can have them.
+        let alike = |path: &&Path| path.file_name() == own.file_name();
+        let mut paths = sockets.lines().filter_map(accepted).filter(alike);
+        paths.any(|path| std::fs::canonicalize(path).is_ok_and(|path| path == own))
     }
 
     /// A connection, or why there is none.
@@ -167,9 +175,27 @@ impl Socket {
             return Ok(());
         }
         match &peek(stream)[..] {
-            [] => Err(self.in_use(CLOSED)),
+            [] => Err(self.in_use()),
             first => Err(self.speaks(first)),
         }
+    }
+
+    /// Why there was no further answer of a server that has answered to VERSION: it is one of vfio-user, and free.
+    pub(super) fn explain_end(&self, error: Error, deadline: Instant) -> Failure {
+        let what = match error {
+            Error::Closed | Error::Failed(Errno::EPIPE | Errno::ECONNRESET) => {
+                "the server closed the connection in the middle".into()
+            }
+            Error::Late { what, .. } => {
+                format!("no answer to {what} in time (--timeout waits longer)")
+            }
+            error => return self.explain(error, deadline),
+        };
+        let path = self.path.display();
+        failure(
+            Kind::Unavailable,
+            format!("{path}: {what}; the server hangs or has ended: look into its log"),
+        )
     }
 
     /// Why there was no answer to be printed.
@@ -177,9 +203,9 @@ impl Socket {
         let path = self.path.display();
         match error {
             Error::NotVfioUser { first } => self.speaks(&first),
-            Error::Closed | Error::Failed(Errno::EPIPE | Errno::ECONNRESET) => self
-                .second_look(deadline)
-                .unwrap_or_else(|| self.in_use(CLOSED)),
+            Error::Closed | Error::Failed(Errno::EPIPE | Errno::ECONNRESET) => {
+                self.second_look(deadline).unwrap_or_else(|| self.in_use())
+            }
             Error::Late { what, within } => {
                 let seconds = within.as_secs_f64();
                 let silent = format!(
@@ -209,11 +235,12 @@ impl Socket {
         }
     }
 
-    fn in_use(&self, why: &str) -> Failure {
+    fn in_use(&self) -> Failure {
         failure(
             Kind::InUse,
             format!(
-                "{}: {why}: another client uses the device (it serves one at a time); unplug it there first",
+                "{}: the server closed the connection: another client uses the device (it serves one at a time); unplug it \
+                 there first",
                 self.path.display()
             ),
         )
