@@ -196,15 +196,22 @@ impl Expected {
         fate
     }
 
+    /// What became of VERSION: `reply` is one that says yes.
+    fn follow_version(&mut self, request: &Request, reply: Option<&Message>) {
+        if let Some(reply) = reply {
+            assert!(self.phase != Phase::Negotiated, "agreed on once more");
+            replies::check_success(VERSION, &request.payload, &reply.payload);
+            self.phase = Phase::Negotiated;
+        } else if request.header.flags & NO_REPLY != 0 && self.phase == Phase::Accepted {
+            self.phase = Phase::Unsure;
+        }
+    }
+
     /// What became of a request.
     fn follow(&mut self, request: &Request, reply: Option<&Message>, is_too_large: bool) {
         let is_refused = reply.map(|reply| reply.header.flags & ERROR != 0);
         if request.header.command == VERSION {
-            match is_refused {
-                Some(false) => self.phase = Phase::Negotiated,
-                None if self.phase == Phase::Accepted => self.phase = Phase::Unsure,
-                _ => {}
-            }
+            self.follow_version(request, reply.filter(|_| is_refused == Some(false)));
             return;
         }
         assert!(
