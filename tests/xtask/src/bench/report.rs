@@ -111,6 +111,11 @@ impl Outcome {
         self.line(line.workload, line.cores, kind)
     }
 
+    /// What the bare socket itself comes to.
+    fn limit(&self, target: &Target, line: &Line) -> Option<f64> {
+        (target.value)(self, self.find(line, Kind::Limit)?)
+    }
+
     /// Each target that this project's servers were measured for, with the value.
     fn judged(&self) -> Vec<(&Target, &Line, f64)> {
         let mut judged = Vec::new();
@@ -203,9 +208,6 @@ pub(super) fn print(outcome: &Outcome) {
 }
 
 fn print_line(outcome: &Outcome, line: &Line) {
-    let shown = |value: Option<f64>, digits: usize| {
-        value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
-    };
     let us = |ns: Option<f64>| shown(ns.map(|ns| ns / 1e3), 2);
     println!(
         "  {:38} {:>9} {:>9} {:>11} {:>11} {:>9} {:>8}",
@@ -219,6 +221,10 @@ fn print_line(outcome: &Outcome, line: &Line) {
     );
 }
 
+fn shown(value: Option<f64>, digits: usize) -> String {
+    value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
+}
+
 /// How the time of a reply, or the rate where there is none, stands to the limit's.
 fn to_limit(outcome: &Outcome, line: &Line) -> Option<f64> {
     let limit = outcome.find(line, Kind::Limit)?;
@@ -228,17 +234,21 @@ fn to_limit(outcome: &Outcome, line: &Line) -> Option<f64> {
 /// Prints the targets. Fails when one is missed and `assert` is set.
 pub(super) fn judge(outcome: &Outcome, assert: bool) -> Result<()> {
     let judged = outcome.judged();
-    println!("\n{:61} {:>9}  target", "targets", "measured");
+    println!(
+        "\n{:61} {:>9} {:>7}  target",
+        "targets", "measured", "limit"
+    );
     let mut missed = 0;
     for (target, line, value) in &judged {
         let met = target.bound.is_met(*value);
         missed += usize::from(!met);
         let (word, bound) = target.bound.words();
         println!(
-            "  {:28} {:9}  {:21} {value:>9.2}  {word} {bound}{}: {}",
+            "  {:28} {:9}  {:21} {value:>9.2} {:>7}  {word} {bound}{}: {}",
             target.what,
             words(line.cores),
             name(line.kind),
+            shown(outcome.limit(target, line), 2),
             target.unit,
             if met { "met" } else { "NOT MET" }
         );
@@ -266,6 +276,7 @@ pub(super) fn json(outcome: &Outcome) -> Value {
                 "cores": cores_number(line.cores),
                 "server": word_of(line.kind),
                 "value": value,
+                "limit": outcome.limit(target, line),
                 "bound": format!("{word} {bound}"),
                 "met": target.bound.is_met(value),
             })
