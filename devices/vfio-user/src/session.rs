@@ -342,6 +342,7 @@ impl Session {
             (Phase::Accepted(_), _) => self.negotiate(device, header, &fds),
             (Phase::Negotiated(_), Command::DEVICE_RESET) => {
                 self.device_resets += 1;
+                self.lent.irqs.forget_messages();
                 device.reset(&mut self.lent);
                 self.migration = Machine::default();
                 Ok(())

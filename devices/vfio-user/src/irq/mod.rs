@@ -8,7 +8,8 @@
 //!   quiet ---------------> signalled, masked -------> level still up? signalled, masked : quiet
 //! ```
 //!
-//! A message (MSI, MSI-X) is pending while its vector is masked or has no eventfd, and is sent once when that ends.
+//! A message (MSI, MSI-X) is pending while its vector is masked or has no eventfd, and is sent once when that ends, unless
+//! the client has reset the device meanwhile.
 //!
 //! The specification and VFIO disagree about eventfds for MASK and UNMASK. For MASK this follows the specification: it is
 //! signalled when an interrupt becomes masked; the kernel knows no such eventfd. For UNMASK it follows VFIO, as QEMU does for
@@ -294,6 +295,15 @@ impl Irqs {
             };
         }
         Ok(())
+    }
+
+    /// Forgets the messages that are held back: the device that sent them was reset. What the client has connected and masked
+    /// stays, and a line is the device's to lower.
+    pub(crate) fn forget_messages(&mut self) {
+        let is_message = |index: &&mut Index| index.kind == IrqKind::Message;
+        for index in self.indexes.iter_mut().filter(is_message) {
+            index.irqs.iter_mut().for_each(|irq| irq.pending = false);
+        }
     }
 
     /// Masks or unmasks `count` interrupts from `start` on, those for which `chosen` says so.

@@ -11,6 +11,7 @@ use crate::support::{Client, Fake, LINE, MESSAGE, words};
 
 const GET_IRQ_INFO: u16 = 7;
 const SET_IRQS: u16 = 8;
+const RESET: u16 = 13;
 
 /// The fake's indexes: one line, four messages, none, one notice.
 const INTX: u32 = 0;
@@ -162,6 +163,17 @@ fn messages_are_masked_and_unmasked_by_number() {
     client.write(MESSAGE, &[0]).unwrap();
     client.write(MESSAGE, &[1]).unwrap();
     assert_eq!(signals(&eventfds), [1, 0, 0, 0]);
+}
+
+#[test]
+fn messages_from_before_a_reset_are_not_sent_after_it() {
+    let (mut client, eventfds) = with_messages();
+    client.call(SET_IRQS, &set(NONE | MASK, MSI, 0, 4));
+    client.write(MESSAGE, &[1]).unwrap();
+    client.call(RESET, &[]);
+    client.write(MESSAGE, &[2]).unwrap();
+    client.call(SET_IRQS, &set(NONE | UNMASK, MSI, 0, 4));
+    assert_eq!(signals(&eventfds), [0, 0, 1, 0]);
 }
 
 #[test]
