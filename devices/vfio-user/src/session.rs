@@ -341,6 +341,7 @@ impl Session {
             _ if let Some(errno) = refused => Err(errno),
             (Phase::Accepted(_), _) => self.negotiate(device, header, &fds),
             (Phase::Negotiated(_), Command::DEVICE_RESET) => {
+                drop(fds);
                 self.device_resets += 1;
                 self.lent.irqs.forget_messages();
                 device.reset(&mut self.lent);

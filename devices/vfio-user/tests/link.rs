@@ -4,7 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 use std::{
-    io::{ErrorKind, IoSliceMut, Read, Write},
+    io::{ErrorKind, IoSlice, IoSliceMut, Read, Write},
+    net::{TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -16,7 +17,9 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
-    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg, setsockopt, sockopt,
+    },
 };
 use vfio_user::{AccessError, Closed, Device, IrqInfo, Lent, Region, Session};
 
@@ -831,4 +834,36 @@ fn a_turn_ends_with_the_request_that_used_the_client_s_memory() {
     }
     client.join().unwrap();
     assert!(turns > 40, "{turns}");
+}
+
+#[test]
+fn a_descriptor_that_nobody_wants_is_closed_before_the_client_is_asked() {
+    let mut client = Client::new();
+    // A connection with data that nobody takes: who closes it waits for that, if it is told to linger.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut passed = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let nobody_reads = listener.accept().unwrap();
+    passed.set_nonblocking(true).unwrap();
+    while passed.write(&[0; 1 << 16]).is_ok() {}
+    let request = copy(4, 0x1000_0000, 4, READ);
+    let iov = [IoSlice::new(&request)];
+    let rights = [passed.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&rights)];
+    let fd = client.stream.as_raw_fd();
+    sendmsg::<()>(fd, &iov, &rights, MsgFlags::empty(), None).unwrap();
+    let asked = client.receive();
+    // It did not linger when it was received.
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 3600,
+    };
+    setsockopt(&passed, sockopt::Linger, &linger).unwrap();
+    passed.set_nonblocking(false).unwrap();
+    let closing = std::thread::spawn(|| drop(passed));
+    std::thread::sleep(Duration::from_millis(50));
+    let payload = [&asked.payload[..], &[3; 4]].concat();
+    client.send(&message(asked.id, 11, 1, &payload));
+    assert_eq!(client.receive().error, 0);
+    drop(nobody_reads);
+    closing.join().unwrap();
 }

@@ -2,7 +2,8 @@
 //!
 //! A request's payload may be longer than its structure (SPDK's client sends 4 KiB for GET_REGION_INFO); it may not be
 //! shorter. Every size, count, offset and number of descriptors is checked here. Descriptors that a request has no use for
-//! (SPDK's client sends one with DMA_UNMAP) are closed.
+//! (SPDK's client sends one with DMA_UNMAP) are closed, and that before anything else is done: as long as they are open, the
+//! client can make closing them take its time, and while it is asked for memory it has the time to.
 //!
 //! The errno of a refusal is `EINVAL`, unless a function says otherwise.
 
@@ -41,8 +42,11 @@ pub(crate) fn answer(
     context: &mut Context<'_>,
     command: Command,
     payload: &[u8],
-    fds: Vec<OwnedFd>,
+    mut fds: Vec<OwnedFd>,
 ) -> Result<(), Errno> {
+    if !matches!(command, Command::DEVICE_SET_IRQS | Command::DMA_MAP) {
+        fds.clear();
+    }
     match command {
         Command::REGION_WRITE => access::write(context, payload),
         Command::REGION_READ => access::read(context, payload),
