@@ -75,9 +75,13 @@ impl LoadError {
     /// Something is wrong with a field: its path with dots, "" for the whole.
     #[must_use]
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        let quote = |text: String| match text.char_indices().nth(QUOTED_CHARS) {
-            Some((end, _)) => format!("{}...", &text[..end]),
-            None => text,
+        // It goes to a log, and must not begin a line there.
+        let quote = |text: String| {
+            let mut quoted: String = text.chars().take(QUOTED_CHARS).map(printable).collect();
+            if text.chars().nth(QUOTED_CHARS).is_some() {
+                quoted.push_str("...");
+            }
+            quoted
         };
         Self {
             field: quote(field.into()),
@@ -100,6 +104,14 @@ impl LoadError {
     #[must_use]
     pub fn field(&self) -> &str {
         &self.field
+    }
+}
+
+/// The character, or what stands for it when it would not be seen as one.
+fn printable(c: char) -> String {
+    match c {
+        '"' | '\'' | '\\' => c.into(),
+        _ => c.escape_debug().collect(),
     }
 }
 
@@ -173,6 +185,17 @@ mod tests {
         let state = RawValue::from_string(r#"{"number":-1}"#.into()).unwrap();
         let saved = Saved { state, ..saved() };
         assert_eq!(field(saved.state("model", 3)), "state.number");
+    }
+
+    #[test]
+    fn what_is_quoted_is_no_line_and_no_colour_of_its_own() {
+        let text = "{\"a\\n2026 INFO all is well\\u001b[31m\\u0085\\u2028\":1}";
+        let error = parse::<Plain>(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(r"a\n2026 INFO all is well\u{1b}[31m\u{85}\u{2028}"));
+        let wraps = |c: char| c.is_control() || c == '\u{2028}';
+        assert!(!error.contains(wraps), "{error:?}");
+        let error = LoadError::new("field", "1\r2");
+        assert_eq!(error.to_string(), r"field: 1\r2");
     }
 
     #[test]
