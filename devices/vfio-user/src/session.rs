@@ -9,8 +9,9 @@
 //! A request that can't be served is answered with an errno and leaves the session usable; only bytes that are no message
 //! end it. The session takes no more requests than it can hold the replies of: when the client does not read, it waits.
 //!
-//! [`Session::serve`] is for an event loop and never blocks; [`Session::wait`] is for a thread that has nothing else to
-//! do, and costs one recvmsg and one sendmsg for a request that comes alone, and as much for a hundred that come together.
+//! [`Session::serve`] is for an event loop and waits for nothing but memory that the client serves by messages;
+//! [`Session::wait`] is for a thread that has nothing else to do, and costs one recvmsg and one sendmsg for a request that
+//! comes alone, and as much for a hundred that come together.
 
 use std::{
     os::{
@@ -94,7 +95,8 @@ impl Session {
         }
     }
 
-    /// Takes what has arrived, and answers it. Never blocks.
+    /// Takes what has arrived, and answers it. Waits for nothing but memory that the client serves by messages, and for that
+    /// five seconds at most.
     ///
     /// # Errors
     /// [`Closed`]: the session is over.
@@ -258,9 +260,9 @@ impl Session {
         self.connection().main.outbox.len() > 0
     }
 
-    /// Whether requests are here that came while the device used the client's memory outside of a request, or that waited
-    /// for replies to leave, which did meanwhile. They are to be [served](Session::serve): the socket does not tell of them
-    /// again.
+    /// Whether requests are here that came while the device used the client's memory, or that waited for replies to leave,
+    /// which did meanwhile. They are to be [served](Session::serve), unless the session [is blocked](Session::is_blocked):
+    /// the socket does not tell of them again.
     #[must_use]
     pub fn has_requests(&self) -> bool {
         self.connection().main.inbox.has_next()
