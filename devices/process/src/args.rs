@@ -46,7 +46,7 @@ pub(crate) struct Probe {
     /// As JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// How long it all may take.
+    /// How long to wait for answers; to find out what it is that gives none takes a second more.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     pub(crate) timeout: Duration,
 }

@@ -20,6 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -585,6 +586,27 @@ fn memory_is_not_read_for_a_server_that_wants_no_answer() {
     client.reset().unwrap();
     assert_eq!(server.join().unwrap(), 16 + (1 << 20));
     assert_eq!(read.load(Ordering::Relaxed), 1 << 20);
+}
+
+#[test]
+fn what_is_late_is_said_to_be_by_the_whole_time_that_was_waited() {
+    let (stream, _server) = server(|peer| {
+        peer.receive();
+        thread::sleep(Duration::from_millis(50));
+        // The header of a reply to VERSION, and nothing behind it.
+        let header = [&[1, 0, 1, 0][..], &words(&[100, 1, 0])].concat();
+        peer.stream.write_all(&header).unwrap();
+        peer.wait_for_the_end();
+    });
+    let timeout = Duration::from_millis(200);
+    let options = Options {
+        timeout,
+        ..Options::default()
+    };
+    match connect_with(stream, &options) {
+        Err(Error::Late { what, within }) => assert_eq!((what, within), ("VERSION", timeout)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

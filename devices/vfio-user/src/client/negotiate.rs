@@ -146,11 +146,12 @@ pub(super) fn negotiate<M: Memory>(
     let start = Instant::now();
     let first = connection.first_bytes(size_of::<Header>());
     let left = options.timeout.saturating_sub(start.elapsed());
+    let late = || Error::Late {
+        what: name(request.command),
+        within: options.timeout,
+    };
     if first.is_empty() && left.is_zero() {
-        return Err(Error::Late {
-            what: name(request.command),
-            within: options.timeout,
-        });
+        return Err(late());
     }
     let reply = match connection.wait(number, request.command, left) {
         // It said something, and it was no answer.
@@ -159,6 +160,7 @@ pub(super) fn negotiate<M: Memory>(
         {
             return Err(Error::NotVfioUser { first });
         }
+        Err(Error::Late { .. }) => return Err(late()),
         reply => granted(request.command, reply?)?,
     };
     let (negotiated, fd_index) = parse(&reply.payload, (major, minor))?;
