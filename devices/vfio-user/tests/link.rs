@@ -755,6 +755,26 @@ fn a_request_that_came_glued_to_the_answer_is_not_forgotten() {
 }
 
 #[test]
+fn a_request_that_is_too_large_is_refused_at_once_behind_the_answer() {
+    let mut copier = copier();
+    let (mut session, mut stream, _) = begin(&mut copier, "{}");
+    let client = std::thread::spawn(move || {
+        let asked = receive(&mut stream);
+        let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
+        let mut large = message(8, 10, 0, &[]);
+        large[4..8].copy_from_slice(&(2u32 << 20).to_le_bytes());
+        stream.write_all(&[answer, large].concat()).unwrap();
+        stream
+    });
+    session.lent().read(0x1000_0000, &mut [0; 4]).unwrap();
+    let mut stream = client.join().unwrap();
+    assert!(session.has_requests(), "its header is all that is needed");
+    session.serve(&mut copier).unwrap();
+    let reply = receive(&mut stream);
+    assert_eq!((reply.id, reply.error), (8, Errno::EMSGSIZE as u32));
+}
+
+#[test]
 fn a_request_that_came_while_the_twin_socket_was_waited_for_is_not_forgotten() {
     let mut copier = copier();
     let (mut session, mut stream, twin) =
@@ -866,4 +886,18 @@ fn a_descriptor_that_nobody_wants_is_closed_before_the_client_is_asked() {
     assert_eq!(client.receive().error, 0);
     drop(nobody_reads);
     closing.join().unwrap();
+}
+
+#[test]
+fn each_request_has_its_own_time_for_the_client_s_memory() {
+    let mut client = Client::new();
+    // Together more than one of them may take.
+    for id in 0..3 {
+        client.copy(id, 0x1000_0000, 8, READ);
+        let asked = client.receive();
+        std::thread::sleep(Duration::from_millis(1800));
+        let payload = [&asked.payload[..], &[3; 8]].concat();
+        client.send(&message(asked.id, 11, 1, &payload));
+        assert_eq!(client.receive().error, 0);
+    }
 }

@@ -376,3 +376,18 @@ fn unmap_takes_whole_maps_only() {
     memory.map(0, 0u64.wrapping_sub(PAGE), RW, None).unwrap();
     assert_eq!(memory.unmap_all(), 0u64.wrapping_sub(PAGE));
 }
+
+#[test]
+fn guest_memory_is_not_for_core_dumps() {
+    let file = File::from(memfd_create(c"secret", MFdFlags::empty()).unwrap());
+    file.set_len(PAGE).unwrap();
+    let mut memory = Memory::default();
+    map(&mut memory, 0, 1, &file, 0);
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let is_ours = |line: &&str| line.contains("/memfd:secret");
+    let mut lines = maps.lines().skip_while(|line| !is_ours(line));
+    let flags = lines
+        .find_map(|line| line.strip_prefix("VmFlags:"))
+        .unwrap();
+    assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+}
