@@ -25,7 +25,7 @@ pub(crate) fn run() -> Result<()> {
     let mut checks = Checks::default();
 
     checks.cargo(&["fmt", "--all", "--check"])?;
-    // A workspace of its own, of which no stable compiler builds more than this checks.
+    // A workspace of its own, which only a nightly compiler builds.
     checks.cargo(&[
         "fmt",
         "--manifest-path",
