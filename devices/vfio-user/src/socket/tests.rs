@@ -6,9 +6,13 @@ use std::{
         fd::{AsFd, AsRawFd},
         unix::net::UnixStream,
     },
+    process,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    socket::{ControlMessage, MsgFlags, sendmsg},
+};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
@@ -429,4 +433,31 @@ fn a_connection_is_closed_at_once_whatever_lies_in_it() {
     theirs.read_to_end(&mut seen).unwrap();
     assert_eq!(seen, b"the last reply");
     theirs.write_all(b"more").unwrap_err();
+}
+
+#[test]
+fn descriptors_that_can_not_be_opened_end_the_connection() {
+    let alone = "socket::tests::the_last_descriptors_are_taken";
+    let output = process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", alone, "--ignored"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "lowers the limit of open files: run by the test above, in a process of its own"]
+fn the_last_descriptors_are_taken() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut inbox = Inbox::new(256);
+    // Numbers are given from below, so that there is one left.
+    let next = ours.try_clone().unwrap().as_raw_fd() as u64;
+    setrlimit(Resource::RLIMIT_NOFILE, next + 1, next + 1).unwrap();
+    send_with_fds(&theirs, &message(1, b""), 1);
+    assert!(inbox.receive(&ours).unwrap());
+    assert_eq!(inbox.next().unwrap().unwrap().fds.len(), 1);
+    send_with_fds(&theirs, &message(2, b""), 2);
+    let closed = inbox.receive(&ours).unwrap_err();
+    assert!(matches!(closed, Closed::Protocol(_)), "{closed}");
 }

@@ -120,6 +120,23 @@ fn a_saved_state_is_read_in_pieces_up_to_a_short_one() {
 }
 
 #[test]
+fn what_is_left_of_a_stream_is_not_found_in_the_next() {
+    let mut client = Client::at(STOP_COPY);
+    assert_eq!(client.read(100).len(), 100);
+    client.go(PRE_COPY).unwrap_err();
+    client.go(RUNNING).unwrap();
+    client.go(PRE_COPY).unwrap();
+    assert!(client.read(4096).is_empty());
+    client.go(RESUMING).unwrap();
+    client.deliver(&state_of(3));
+    client.go(STOP).unwrap();
+    client.go(RESUMING).unwrap();
+    client.deliver(&state_of(4));
+    client.go(RUNNING).unwrap();
+    assert_eq!(client.device.bytes, [4; 256]);
+}
+
+#[test]
 fn nothing_is_read_before_the_device_stops() {
     let mut client = Client::at(PRE_COPY);
     assert!(client.read(4096).is_empty());
