@@ -901,3 +901,19 @@ fn each_request_has_its_own_time_for_the_client_s_memory() {
         assert_eq!(client.receive().error, 0);
     }
 }
+
+#[test]
+fn a_client_that_wanted_no_reply_has_no_twin_socket_and_is_asked_in_band() {
+    let mut copier = copier();
+    let (mut stream, theirs) = UnixStream::pair().unwrap();
+    let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
+    let json = b"\0\0\x01\0{\"capabilities\":{\"twin_socket\":{\"supported\":true}}}\0";
+    stream.write_all(&message(1, 1, 0x10, json)).unwrap();
+    stream.write_all(&message(2, 2, 0x10, &map())).unwrap();
+    session.serve(&mut copier).unwrap();
+    let client = std::thread::spawn(move || answer_read(&mut stream, byte));
+    let mut data = [0; 4];
+    session.lent().read(0x1000_0000, &mut data).unwrap();
+    assert_eq!(data[..], pattern(0x1000_0000, 4));
+    client.join().unwrap();
+}
