@@ -37,7 +37,7 @@ const CONFIG: u32 = 7;
 
 /// Connects, once nobody else is connected. A client that this process has closed may be held open a little longer by a
 /// program that another test is just starting: between fork and exec that has all descriptors.
-fn connect(socket: &Path) -> Client {
+pub(crate) fn connect(socket: &Path) -> Client {
     let connected = command::wait_for("a connection", Duration::from_secs(10), || {
         Ok(Client::new(socket).ok())
     });

@@ -6,6 +6,7 @@ mod agent;
 mod control;
 mod ctl;
 mod device;
+mod doze;
 mod driver;
 mod e1000;
 mod guest;

@@ -119,6 +119,21 @@ impl Session {
         Ok(arrived)
     }
 
+    /// As [`Session::look`], and sleeps until something arrives, unless there is something to do already. A signal ends
+    /// that, and nothing else does: for a loop that has somebody who sends it one.
+    ///
+    /// # Errors
+    /// [`Closed`]: the session is over.
+    pub fn sleep(&mut self, device: &mut dyn Device) -> Result<bool, Closed> {
+        if self.wants_write() || self.has_requests() || self.deadline().is_some() {
+            return self.look(device);
+        }
+        self.begin_turn()?;
+        let arrived = self.channel().wait()?;
+        self.answer(device)?;
+        Ok(arrived)
+    }
+
     /// Waits until something arrives, and answers it. Returns also when a signal came, when the client took replies that it
     /// had not taken before, and when it ended an interrupt by eventfd.
     ///

@@ -40,6 +40,28 @@ impl Connected {
         self.session.look(device)
     }
 
+    /// Sleeps until something arrives, and serves it. Says whether anything had.
+    pub(super) fn sleep(&mut self, device: &mut dyn Device) -> Result<bool, Closed> {
+        self.session.sleep(device)
+    }
+
+    /// Whether there is nothing to do until the client sends something, or ends an interrupt that is watched for.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.watched == EpollFlags::EPOLLIN
+            && !self.session.wants_write()
+            && (self.irqs_watched || self.session.lent().irqs.fd().is_none())
+    }
+
+    /// The connection is no longer watched: somebody sleeps in it.
+    pub(super) fn pause_watch(&self, watch: &Watch) -> Result<(), Errno> {
+        watch.remove(&self.session)
+    }
+
+    /// Ends [`Connected::pause_watch`].
+    pub(super) fn resume_watch(&self, watch: &Watch) -> Result<(), Errno> {
+        watch.add(&self.session, Token::Client)
+    }
+
     /// Whether requests have arrived of which the connection does not tell any more.
     pub(super) fn has_requests(&self) -> bool {
         self.session.has_requests() && !self.session.is_blocked()

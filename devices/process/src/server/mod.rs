@@ -7,11 +7,14 @@
 //! A second client is accepted and closed at once: left in the backlog it would wait for ever, and hang its VMM. While a
 //! client has stopped the device, to move it elsewhere, neither the model nor its backend is looked at.
 //!
+//! While the client alone has anything to say, the loop sleeps in its connection, and the [`sentry`] in the epoll.
+//!
 //! With `--spin-us` the loop does not sleep for so long after a request, and looks at the client alone: a client that sends
 //! the next one soon is not kept waiting for this process to wake. Everything else waits no longer than that.
 
 mod agent;
 mod connected;
+mod sentry;
 mod start;
 mod watch;
 
@@ -29,7 +32,7 @@ use nix::{
 };
 use pci::Function;
 use tracing::{info, warn};
-use vfio_user::{Device as _, Lent, Listener, Session};
+use vfio_user::{Closed, Device as _, Lent, Listener, Session};
 
 use crate::{
     args::Serve,
@@ -38,8 +41,11 @@ use crate::{
     throttle::Throttle,
 };
 use connected::Connected;
+use sentry::Sentry;
 use watch::{Token, Watch};
 
+/// So many events of the client's in a row, and none of anybody else's, send the loop to sleep where it is served soonest.
+const TURNS_BEFORE_DOZING: u32 = 64;
 /// How long no client is accepted after accept failed, so that the loop does not spin while descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -58,6 +64,10 @@ pub(crate) struct Server {
     spin: Duration,
     /// Until when that goes on.
     awake_until: Option<Instant>,
+    /// How many events were the client's since the last one that was not.
+    client_turns: u32,
+    /// Made when it is first needed.
+    sentry: Option<Sentry>,
     /// Of sessions that are over.
     resets: Resets,
     /// What the agent knows: whether there is a client, and the resets; and when it was told.
@@ -107,6 +117,8 @@ impl Server {
             accept_again: None,
             spin,
             awake_until: None,
+            client_turns: 0,
+            sentry: None,
             resets: Resets::default(),
             told: (false, Resets::default()),
             told_at: Instant::now(),
@@ -122,15 +134,20 @@ impl Server {
     pub(crate) fn run(mut self, mut control: Control) -> Result<Signal, Errno> {
         loop {
             self.stay_awake();
+            self.doze()?;
             // Also of what was served just now.
             self.update_watch()?;
             let ready = self.watch.wait(self.time_left(Instant::now()))?;
             let now = Instant::now();
             let mut backend_ready = false;
             for token in ready {
+                self.client_turns = match token {
+                    Token::Client => self.client_turns.saturating_add(1),
+                    _ => 0,
+                };
                 match token {
                     Token::Listener => self.accept(&control, now)?,
-                    Token::Client => self.serve(now),
+                    Token::Client => self.serve(),
                     Token::Irqs => self.function_and_lent().1.irqs.serve(),
                     Token::Backend => backend_ready = true,
                     Token::Signal => {
@@ -143,7 +160,7 @@ impl Server {
                 }
             }
             self.keep_deadlines(&control, backend_ready, now)?;
-            self.serve_passed_over(now);
+            self.serve_passed_over();
             self.tell_status(&mut control, now);
         }
     }
@@ -158,10 +175,51 @@ impl Server {
             } else if now - begin >= self.spin || self.is_due(now) {
                 return;
             } else {
-                self.serve(now);
+                self.serve();
                 std::hint::spin_loop();
             }
         }
+    }
+
+    /// Sleeps where the client's next request arrives, for as long as nobody else has anything to say and nothing is due.
+    fn doze(&mut self) -> Result<(), Errno> {
+        if self.client_turns < TURNS_BEFORE_DOZING || !self.may_doze() {
+            return Ok(());
+        }
+        self.client_turns = 0;
+        if self.sentry.is_none() {
+            // Without one, the loop goes on as it is.
+            self.sentry = Sentry::new(self.watch.fd()).ok();
+        }
+        let Some(sentry) = self.sentry.take() else {
+            return Ok(());
+        };
+        if let Some(connected) = &self.session {
+            connected.pause_watch(&self.watch)?;
+        }
+        sentry.watch();
+        while !sentry.is_ringing()
+            && self.may_doze()
+            && let Some(connected) = &mut self.session
+        {
+            let served = connected.sleep(&mut self.function);
+            self.end_turn(served);
+        }
+        sentry.rest();
+        self.sentry = Some(sentry);
+        // A client that has left is not watched any more.
+        self.session
+            .as_ref()
+            .map_or(Ok(()), |connected| connected.resume_watch(&self.watch))
+    }
+
+    fn may_doze(&mut self) -> bool {
+        let is_backend_watched = self.function.is_running() == self.backend_watched;
+        self.spin.is_zero()
+            && is_backend_watched
+            && self.session.as_mut().is_some_and(Connected::is_quiet)
+            && !self.has_work()
+            && self.first_due().is_none()
     }
 
     /// Whether the model has work to do now.
@@ -171,19 +229,27 @@ impl Server {
 
     /// Until the next thing is due.
     fn time_left(&self, now: Instant) -> Option<Duration> {
-        let session = self.session.as_ref();
-        if self.awake_until.is_some() || session.is_some_and(Connected::has_requests) {
+        if self.has_work() {
             return Some(Duration::ZERO);
         }
-        let session = session.and_then(|connected| connected.session.deadline());
+        Some(self.first_due()?.saturating_duration_since(now))
+    }
+
+    /// Whether there is something to do that nobody will tell of.
+    fn has_work(&self) -> bool {
+        let session = self.session.as_ref();
+        self.awake_until.is_some() || session.is_some_and(Connected::has_requests)
+    }
+
+    fn first_due(&self) -> Option<Instant> {
+        let session = self.session.as_ref();
         let due = [
             self.function.deadline(),
-            session,
+            session.and_then(|connected| connected.session.deadline()),
             self.accept_again,
             self.status_due(),
         ];
-        let first = due.into_iter().flatten().min()?;
-        Some(first.saturating_duration_since(now))
+        due.into_iter().flatten().min()
     }
 
     fn keep_deadlines(
@@ -302,33 +368,40 @@ impl Server {
         Ok(Connected::new(session, &self.watch)?)
     }
 
-    fn serve(&mut self, now: Instant) {
-        let Some(connected) = &mut self.session else {
-            return;
-        };
-        let served = connected.serve(&mut self.function);
-        self.log_refusal(now);
+    fn serve(&mut self) {
+        if let Some(connected) = &mut self.session {
+            let served = connected.serve(&mut self.function);
+            self.end_turn(served);
+        }
+    }
+
+    /// What the client's turn led to. It served something, or nothing had arrived, or the client is gone.
+    fn end_turn(&mut self, served: Result<bool, Closed>) {
+        self.log_refusal();
         match served {
-            Ok(true) if !self.spin.is_zero() => self.awake_until = Some(now + self.spin),
+            Ok(true) if !self.spin.is_zero() => {
+                self.awake_until = Some(Instant::now() + self.spin);
+            }
             Ok(_) => {}
             Err(closed) => {
                 let source = std::error::Error::source(&closed).map(|source| format!(": {source}"));
-                self.disconnect(&format!("{closed}{}", source.unwrap_or_default()), now);
+                let why = format!("{closed}{}", source.unwrap_or_default());
+                self.disconnect(&why, Instant::now());
             }
         }
     }
 
     /// Serves what came while the model used the client's memory: the socket does not tell of that.
-    fn serve_passed_over(&mut self, now: Instant) {
+    fn serve_passed_over(&mut self) {
         if self.session.as_ref().is_some_and(Connected::has_requests) {
-            self.serve(now);
+            self.serve();
         }
     }
 
     /// A client is told an errno only; whoever moves a guest wants to know more.
-    fn log_refusal(&mut self, now: Instant) {
+    fn log_refusal(&mut self) {
         if let Some(error) = self.function.take_refusal()
-            && let Some(suppressed) = self.log.state_refused.pass(now)
+            && let Some(suppressed) = self.log.state_refused.pass(Instant::now())
         {
             warn!(%error, suppressed, "the client's saved state was not loaded");
         }
@@ -343,7 +416,7 @@ impl Server {
             if session.is_blocked() {
                 self.disconnect("it left without taking its replies", now);
             } else {
-                self.serve(now);
+                self.serve();
             }
         }
     }

@@ -1,6 +1,9 @@
 //! What the loop waits for: one epoll, and deadlines.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -84,6 +87,11 @@ impl Watch {
         self.epoll.modify(fd, &mut event)
     }
 
+    /// What is readable when something has happened.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
     pub(super) fn remove(&self, fd: impl AsFd) -> Result<(), Errno> {
         self.epoll.delete(fd)
     }
@@ -98,7 +106,7 @@ impl Watch {
             Some(Duration::ZERO) => EpollTimeout::ZERO,
             Some(limit) => {
                 // epoll counts in milliseconds, and a packet may be due in a fraction of one.
-                let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+                let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
                 match ppoll(&mut fds, Some(TimeSpec::from(limit)), None) {
                     Ok(_) | Err(Errno::EINTR) => EpollTimeout::ZERO,
                     Err(errno) => return Err(errno),

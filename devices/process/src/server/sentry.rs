@@ -1,0 +1,143 @@
+//! Who waits for everybody else while the loop sleeps where the client's next request arrives.
+//!
+//! A request that comes alone is served soonest by a loop that sleeps in recvmsg itself: to sleep in epoll and then to receive
+//! makes it a fifth slower. While nobody but the client has had anything to say for a while, the loop does that, and the
+//! sentry, a thread, sleeps in epoll in its place. It touches nothing of what it sees there. It rings: by a signal, which
+//! ends recvmsg. A signal that comes just before recvmsg ends nothing, and so it rings until the loop is up.
+//!
+//! ```text
+//!            the loop lies down               something is ready            the loop is up
+//!   resting ---------------------> watching ---------------------> ringing ---------------> resting
+//!                                     |          the loop is up                               ^
+//!                                     +-------------------------------------------------------+
+//! ```
+
+#![expect(unsafe_code, reason = "a signal handler is installed")]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    thread::{self, Thread},
+    time::Duration,
+};
+
+use nix::{
+    libc::{c_int, c_uint, close_range},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, unshare},
+    sys::{
+        pthread::{Pthread, pthread_kill, pthread_self},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    },
+};
+
+const RESTING: u8 = 0;
+const WATCHING: u8 = 1;
+const RINGING: u8 = 2;
+
+const BELL: Signal = Signal::SIGUSR1;
+/// How soon it rings again, the first time; then half as often each time.
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+/// It calls little.
+const STACK_BYTES: usize = 64 << 10;
+
+/// The thread, as the loop sees it.
+pub(super) struct Sentry {
+    state: Arc<AtomicU8>,
+    thread: Thread,
+}
+
+impl Sentry {
+    /// One that rests, and rings for the thread that calls this when a descriptor in the epoll `watched` is ready.
+    pub(super) fn new(watched: impl AsFd) -> io::Result<Self> {
+        // Without SA_RESTART: a call that sleeps is to end.
+        let action = SigAction::new(
+            SigHandler::Handler(answer_the_bell),
+            SaFlags::empty(),
+            SigSet::empty(),
+        );
+        // SAFETY: the handler does nothing, which is always safe.
+        unsafe { sigaction(BELL, &action) }?;
+        let watched = watched.as_fd().try_clone_to_owned()?;
+        let state = Arc::new(AtomicU8::new(RESTING));
+        let shared = Arc::clone(&state);
+        let sleeper = pthread_self();
+        let handle = thread::Builder::new()
+            .name("sentry".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                keep_only(&watched);
+                stand(&shared, &watched, sleeper);
+            })?;
+        Ok(Self {
+            state,
+            thread: handle.thread().clone(),
+        })
+    }
+
+    /// From now on the sentry rings when something is ready.
+    pub(super) fn watch(&self) {
+        self.state.store(WATCHING, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    pub(super) fn is_ringing(&self) -> bool {
+        self.state.load(Ordering::Acquire) == RINGING
+    }
+
+    /// The loop is up.
+    pub(super) fn rest(&self) {
+        if self.state.swap(RESTING, Ordering::AcqRel) == RINGING {
+            self.thread.unpark();
+        }
+    }
+}
+
+extern "C" fn answer_the_bell(_: c_int) {}
+
+/// Gives this thread descriptors of its own, and of those it keeps one. A process whose threads share them pays for that in
+/// every system call.
+fn keep_only(kept: &OwnedFd) {
+    // Where it can't be had, they stay shared, which costs a little time.
+    if unshare(CloneFlags::CLONE_FILES).is_ok() {
+        let kept = kept.as_raw_fd().cast_unsigned();
+        for (first, last) in [(0, kept.wrapping_sub(1)), (kept + 1, c_uint::MAX)] {
+            if first <= last && last != kept {
+                // SAFETY: this thread uses none of them, and no other thread has them.
+                unsafe { close_range(first, last, 0) };
+            }
+        }
+    }
+}
+
+/// The sentry's life, which ends with the process.
+fn stand(state: &AtomicU8, watched: &OwnedFd, sleeper: Pthread) {
+    loop {
+        while state.load(Ordering::Acquire) != WATCHING {
+            thread::park();
+        }
+        let mut fds = [PollFd::new(watched.as_fd(), PollFlags::POLLIN)];
+        // It may come back with nothing, or when nobody sleeps any more: then the next look at the state puts that right.
+        let is_ready = poll(&mut fds, PollTimeout::NONE).is_ok_and(|ready| ready > 0);
+        let (ordering, failed) = (Ordering::AcqRel, Ordering::Acquire);
+        if !is_ready
+            || state
+                .compare_exchange(WATCHING, RINGING, ordering, failed)
+                .is_err()
+        {
+            continue;
+        }
+        let mut pause = FIRST_PAUSE;
+        while state.load(Ordering::Acquire) == RINGING {
+            // It fails for a thread that has ended, and the process with it.
+            let _ = pthread_kill(sleeper, BELL);
+            thread::park_timeout(pause);
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+}
