@@ -917,3 +917,38 @@ fn a_client_that_wanted_no_reply_has_no_twin_socket_and_is_asked_in_band() {
     assert_eq!(data[..], pattern(0x1000_0000, 4));
     client.join().unwrap();
 }
+
+#[test]
+fn a_client_that_sends_more_than_is_held_waits_while_its_twin_socket_is_waited_for() {
+    let (mut client, twin) = Client::connect(1, r#"{"twin_socket":{"supported":true}}"#);
+    let mut twin = twin.unwrap();
+    client.copy(4, 0x1000_0000, 8, READ);
+    let large = [&access(4096, 1 << 20)[..], &vec![1; 1 << 20]].concat();
+    let large = message(0, 10, 0x10, &large);
+    let mut stream = client.stream.try_clone().unwrap();
+    let sending =
+        std::thread::spawn(move || (0..5).for_each(|_| stream.write_all(&large).unwrap()));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!sending.is_finished());
+    answer_read(&mut twin, byte);
+    assert_eq!(client.receive().error, 0);
+    sending.join().unwrap();
+    assert_eq!(client.device_bytes(8), pattern(0x1000_0000, 8));
+}
+
+#[test]
+fn who_waits_for_the_socket_is_told_of_a_session_that_ended_while_the_device_worked_by_itself() {
+    let mut copier = copier();
+    let (mut session, mut stream, _) = begin(&mut copier, "{}");
+    let client = std::thread::spawn(move || {
+        receive(&mut stream);
+        stream.write_all(&[0; 16]).unwrap();
+        stream
+    });
+    let result = session.lent().read(0x1000_0000, &mut [0; 4]);
+    assert!(matches!(result, Err(AccessError::Remote { .. })));
+    let _stream = client.join().unwrap();
+    assert!(session.has_hung_up());
+    let closed = session.serve(&mut copier).unwrap_err();
+    assert!(matches!(closed, Closed::Protocol(_)), "{closed}");
+}
