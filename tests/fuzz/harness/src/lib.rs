@@ -21,6 +21,7 @@ mod messages;
 mod replies;
 mod run;
 mod socket;
+mod values;
 mod wire;
 
 pub use configuration::configuration;

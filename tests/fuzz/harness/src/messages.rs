@@ -5,10 +5,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use arbitrary::{Arbitrary, Unstructured};
 
 use crate::{
-    descriptors::{PAGE, Pool},
+    descriptors::Pool,
     device::COPY,
     leaks::Before,
     run::Run,
+    values::{Number, Text},
     wire::{NO_REPLY, VERSION, message, version},
 };
 
@@ -174,84 +175,6 @@ enum Request {
     HandOver {
         damage: Option<(u16, u8)>,
     },
-}
-
-/// Numbers at which something may happen.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Number {
-    Small(u8),
-    Pages(u8),
-    NearPage(u8, i8),
-    NearEnd(u8),
-    PowerOfTwo(u8),
-    Any(u64),
-}
-
-impl Number {
-    fn long(self) -> u64 {
-        match self {
-            Self::Small(number) => number.into(),
-            Self::Pages(pages) => u64::from(pages % 64) * PAGE,
-            Self::NearPage(pages, more) => {
-                (u64::from(pages % 64) * PAGE).wrapping_add_signed(more.into())
-            }
-            Self::NearEnd(before) => u64::MAX - u64::from(before),
-            Self::PowerOfTwo(exponent) => 1 << (exponent % 64),
-            Self::Any(number) => number,
-        }
-    }
-
-    fn word(self) -> u32 {
-        self.long() as u32
-    }
-}
-
-#[derive(Arbitrary, Debug)]
-enum Text {
-    Empty,
-    Twin,
-    /// One capability with some value.
-    Capability(u8, u8),
-    Bytes([u8; 24]),
-}
-
-impl Text {
-    fn bytes(&self) -> Vec<u8> {
-        const NAMES: [&str; 8] = [
-            "max_msg_fds",
-            "max_data_xfer_size",
-            "pgsizes",
-            "max_dma_maps",
-            "migration",
-            "write_multiple",
-            "twin_socket",
-            "unknown",
-        ];
-        const VALUES: [&str; 12] = [
-            "0",
-            "1",
-            "4096",
-            "-1",
-            "18446744073709551616",
-            "1e3",
-            "true",
-            "null",
-            "{}",
-            "[[[[[[[[]]]]]]]]",
-            r#"{"pgsize":4096,"max_bitmap_size":8}"#,
-            r#"{"supported":true}"#,
-        ];
-        match self {
-            Self::Empty => vec![0, 0, 1, 0],
-            Self::Twin => version(r#"{"capabilities":{"twin_socket":{"supported":true}}}"#),
-            Self::Capability(name, value) => version(&format!(
-                r#"{{"capabilities":{{"{}":{}}}}}"#,
-                NAMES[usize::from(*name) % NAMES.len()],
-                VALUES[usize::from(*value) % VALUES.len()]
-            )),
-            Self::Bytes(bytes) => bytes.to_vec(),
-        }
-    }
 }
 
 impl Script {
