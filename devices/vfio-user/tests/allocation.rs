@@ -3,22 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
+#[path = "support/wire.rs"]
+mod wire;
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     io::{Read, Write},
-    os::{
-        fd::{AsRawFd, RawFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::AsRawFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    sys::socket::{ControlMessage, MsgFlags, sendmsg},
-};
+use nix::errno::Errno;
 use vfio_user::{Device, IrqInfo, Lent, Region, Session};
+use wire::{message, send};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
@@ -80,22 +78,12 @@ impl Device for Copier {
     fn reset(&mut self, _: &mut Lent) {}
 }
 
-fn message(command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0x34, 0x12];
-    bytes.extend(command.to_le_bytes());
-    bytes.extend((16 + payload.len() as u32).to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(payload);
-    bytes
-}
-
 fn access(offset: u64, count: u32) -> Vec<u8> {
-    [&offset.to_le_bytes()[..], &[0; 4], &count.to_le_bytes()].concat()
+    wire::access(offset, 0, count)
 }
 
 fn write(flags: u32, offset: u64) -> Vec<u8> {
-    message(10, flags, &[&access(offset, 1)[..], &[0]].concat())
+    message(0x1234, 10, flags, &[&access(offset, 1)[..], &[0]].concat())
 }
 
 /// A client that maps memory with and without a descriptor, and its session.
@@ -113,20 +101,15 @@ fn connect(device: &mut Copier) -> (UnixStream, Session) {
             &address.to_le_bytes(),
         ];
         message(
+            0x1234,
             2,
             0,
             &[&parts.concat()[..], &0x1000_u64.to_le_bytes()].concat(),
         )
     };
-    let send = |bytes: &[u8], fds: &[RawFd]| {
-        let iov = [std::io::IoSlice::new(bytes)];
-        let rights = [ControlMessage::ScmRights(fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<()>(stream.as_raw_fd(), &iov, rights, MsgFlags::empty(), None).unwrap()
-    };
-    send(&message(1, 0, &[0, 0, 1, 0]), &[]);
-    send(&map(0x1000), &[file.as_raw_fd()]);
-    send(&map(0x10_0000), &[]);
+    send(&stream, &message(0x1234, 1, 0, &[0, 0, 1, 0]), &[]);
+    send(&stream, &map(0x1000), &[file.as_raw_fd()]);
+    send(&stream, &map(0x10_0000), &[]);
     for _ in 0..3 {
         session.serve(device).unwrap();
     }
@@ -150,15 +133,15 @@ fn allocations(mut round: impl FnMut()) -> u64 {
 fn accesses_are_served_without_the_heap() {
     let mut device = Copier([Region::new(4096)]);
     let (mut stream, mut session) = connect(&mut device);
-    let alone = message(9, 0, &access(0, 4));
+    let alone = message(0x1234, 9, 0, &access(0, 4));
     let glued = [alone.repeat(16), write(0x10, 0).repeat(16), write(0, 0)].concat();
     // Refused: a reply that is an error, and none.
     let wrong = [
-        message(9, 0, &access(5000, 4)),
-        message(9, 0x10, &access(5000, 4)),
+        message(0x1234, 9, 0, &access(5000, 4)),
+        message(0x1234, 9, 0x10, &access(5000, 4)),
     ]
     .concat();
-    let large = message(9, 0, &access(0, 4096));
+    let large = message(0x1234, 9, 0, &access(0, 4096));
     let mut reply = [0; 5000];
     for (request, reply_bytes) in [
         (alone, 36),

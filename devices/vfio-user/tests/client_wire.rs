@@ -9,6 +9,8 @@
 
 #[path = "support/peer.rs"]
 mod peer;
+#[path = "support/wire.rs"]
+mod wire;
 
 use std::{
     io::{Read, Write},
@@ -25,7 +27,7 @@ use std::{
 };
 
 use nix::{errno::Errno, unistd};
-use peer::{Message, Peer, longs, server, words};
+use peer::{Peer, server};
 use vfio_user::{
     Access, MigrationState,
     client::{
@@ -33,6 +35,7 @@ use vfio_user::{
         MultiWrite, Options,
     },
 };
+use wire::{Message, longs, words};
 
 fn connect_with(stream: UnixStream, options: &Options) -> Result<Client<Buffer>, Error> {
     let memory = Buffer {

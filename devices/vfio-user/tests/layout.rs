@@ -2,16 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    thread,
-    time::Instant,
-};
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::{io::Write, os::unix::net::UnixStream, thread, time::Instant};
 
 use nix::errno::Errno;
 use proptest::prelude::*;
 use vfio_user::{Device, IrqInfo, Lent, Region, Session};
+use wire::{Message, message, receive, try_receive};
 
 const QEMU: &str = r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":65535,
     "pgsizes":4096,"migration":{"pgsize":4096,"max_bitmap_size":268435456},"write_multiple":true}}"#;
@@ -35,33 +34,16 @@ impl Device for Inert {
     fn reset(&mut self, _: &mut Lent) {}
 }
 
-fn message(id: u16, command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let size = 16 + payload.len() as u32;
-    [
-        &id.to_le_bytes()[..],
-        &command.to_le_bytes(),
-        &size.to_le_bytes(),
-        &flags.to_le_bytes(),
-        &[0; 4],
-        payload,
-    ]
-    .concat()
-}
-
-fn receive(stream: &mut UnixStream) -> Option<(u16, u16, Vec<u8>)> {
-    let mut header = [0; 16];
-    stream.read_exact(&mut header).ok()?;
-    let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let size = u32::from_le_bytes(header[4..8].try_into().unwrap()) as usize;
-    let mut payload = vec![0; size - 16];
-    stream.read_exact(&mut payload).ok()?;
-    Some((word(0), word(2), payload))
-}
-
 /// Serves memory until the connection ends, its data behind a count of 32 or of 64 bits.
 fn serve(stream: &mut UnixStream, memory: &mut [u8], is_narrow: bool) {
     let at = if is_narrow { 12 } else { 16 };
-    while let Some((id, command, payload)) = receive(stream) {
+    while let Ok(Message {
+        id,
+        command,
+        payload,
+        ..
+    }) = try_receive(stream)
+    {
         let address = u64::from_le_bytes(payload[..8].try_into().unwrap()) as usize;
         let count = u32::from_le_bytes(payload[8..12].try_into().unwrap()) as usize;
         let place = address..address + count;
@@ -92,7 +74,7 @@ fn connect(mut memory: Vec<u8>, is_narrow: bool) -> (Session, thread::JoinHandle
     stream.write_all(&message(2, 2, 0, &map)).unwrap();
     session.serve(&mut Inert).unwrap();
     for _ in 0..2 {
-        receive(&mut stream).unwrap();
+        receive(&stream);
     }
     let client = thread::spawn(move || {
         serve(&mut stream, &mut memory, is_narrow);

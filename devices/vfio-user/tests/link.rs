@@ -3,13 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
+#[path = "support/wire.rs"]
+mod wire;
+
 use std::{
-    io::{ErrorKind, IoSlice, IoSliceMut, Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::AsRawFd, unix::net::UnixStream},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -17,11 +17,10 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
-    sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg, setsockopt, sockopt,
-    },
+    sys::socket::{setsockopt, sockopt},
 };
 use vfio_user::{AccessError, Closed, Device, IrqInfo, Lent, Region, Session};
+use wire::{Message, message, receive, words};
 
 const READ: u8 = 1;
 const WRITE: u8 = 2;
@@ -76,15 +75,6 @@ struct Client {
     server: Option<JoinHandle<(Closed, Copier)>>,
 }
 
-#[derive(Debug, PartialEq)]
-struct Message {
-    id: u16,
-    command: u16,
-    flags: u32,
-    error: u32,
-    payload: Vec<u8>,
-}
-
 impl Client {
     /// Says VERSION, and maps `[0x1000_0000, 0x2000_0000)` without a descriptor.
     fn connect(minor: u8, capabilities: &str) -> (Self, Option<UnixStream>) {
@@ -130,23 +120,13 @@ impl Client {
     }
 
     fn receive(&mut self) -> Message {
-        receive(&mut self.stream)
+        receive(&self.stream)
     }
 
     fn receive_with_fd(&mut self) -> (Message, Option<UnixStream>) {
-        let mut header = [0; 16];
-        let mut space = nix::cmsg_space!([i32; 4]);
-        let mut iov = [IoSliceMut::new(&mut header)];
-        let fd = self.stream.as_raw_fd();
-        let received =
-            recvmsg::<()>(fd, &mut iov, Some(&mut space), MsgFlags::MSG_WAITALL).unwrap();
-        let fds = received.cmsgs().unwrap().next();
-        let twin = fds.map(|fds| match fds {
-            ControlMessageOwned::ScmRights(fds) => fds[0],
-            other => unreachable!("{other:?}"),
-        });
-        let twin = twin.map(|fd| UnixStream::from(own(fd)));
-        (finish(header, &mut self.stream), twin)
+        let mut message = self.receive();
+        let twin = message.fds.pop().map(UnixStream::from);
+        (message, twin)
     }
 
     /// Has the device copy; the reply comes when it has.
@@ -169,55 +149,14 @@ impl Client {
     }
 }
 
-#[expect(unsafe_code, reason = "nix gives descriptors as numbers")]
-fn own(fd: i32) -> OwnedFd {
-    // SAFETY: the kernel has just opened it, and nothing else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn receive(stream: &mut UnixStream) -> Message {
-    let mut header = [0; 16];
-    stream.read_exact(&mut header).unwrap();
-    finish(header, stream)
-}
-
-fn finish(header: [u8; 16], stream: &mut UnixStream) -> Message {
-    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-    let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let mut payload = vec![0; word(4) as usize - 16];
-    stream.read_exact(&mut payload).unwrap();
-    Message {
-        id: half(0),
-        command: half(2),
-        flags: word(8),
-        error: word(12),
-        payload,
-    }
-}
-
-fn message(id: u16, command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(id.to_le_bytes());
-    bytes.extend(command.to_le_bytes());
-    bytes.extend((16 + payload.len() as u32).to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend(0u32.to_le_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
 fn error(id: u16, command: u16, errno: u32) -> Vec<u8> {
     let mut bytes = message(id, command, 0x21, &[]);
     bytes[12..16].copy_from_slice(&errno.to_le_bytes());
     bytes
 }
 
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 fn access(offset: u64, count: u32) -> Vec<u8> {
-    [&offset.to_le_bytes()[..], &words(&[0, count])].concat()
+    wire::access(offset, 0, count)
 }
 
 /// The map of `[0x1000_0000, 0x2000_0000)`.
@@ -496,9 +435,9 @@ fn replies_to_nothing_are_ignored() {
 fn a_client_that_leaves_instead_of_answering_ends_its_session() {
     for twin in [false, true] {
         let capabilities = format!("{{\"twin_socket\":{{\"supported\":{twin}}}}}");
-        let (mut client, mut twin) = Client::connect(1, &capabilities);
+        let (mut client, twin) = Client::connect(1, &capabilities);
         client.copy(4, 0x1000_0000, 8, READ);
-        let asked = receive(twin.as_mut().unwrap_or(&mut client.stream));
+        let asked = receive(twin.as_ref().unwrap_or(&client.stream));
         assert_eq!(asked.command, 11);
         let (closed, _) = client.end();
         assert!(matches!(closed, Closed::ByClient), "{closed:?}");
@@ -574,7 +513,7 @@ fn the_server_asks_on_the_twin_socket_when_there_is_one() {
     for (way, command) in [(READ, 11), (WRITE, 12)] {
         client.copy(4, 0x1000_0000, 8, way);
         client.send(&note(1));
-        let asked = receive(&mut twin);
+        let asked = receive(&twin);
         assert_eq!(
             (asked.command, &asked.payload[..16]),
             (command, &dma(0x1000_0000, 8)[..])
@@ -664,10 +603,10 @@ fn requests_that_came_while_the_device_worked_by_itself_are_served() {
     stream.write_all(&message(2, 2, 0, &map())).unwrap();
     session.serve(&mut copier).unwrap();
     for _ in 0..2 {
-        assert_eq!(receive(&mut stream).error, 0);
+        assert_eq!(receive(&stream).error, 0);
     }
     let client = std::thread::spawn(move || {
-        let asked = receive(&mut stream);
+        let asked = receive(&stream);
         let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
         stream
             .write_all(&[note(1), answer, note(2)].concat())
@@ -680,13 +619,13 @@ fn requests_that_came_while_the_device_worked_by_itself_are_served() {
     session.lent().read(0x1000_0000, &mut data).unwrap();
     assert_eq!(data, [3; 4]);
     assert!(session.has_requests());
-    let mut stream = client.join().unwrap();
+    let stream = client.join().unwrap();
     while copier.log.len() < 2 {
         session.wait(&mut copier).unwrap();
     }
     session.serve(&mut copier).unwrap();
     assert!(!session.has_requests());
-    assert_eq!(receive(&mut stream).payload[16], 2);
+    assert_eq!(receive(&stream).payload[16], 2);
 }
 
 /// A session whose client has said VERSION and mapped `[0x1000_0000, 0x1000_1000)` without a descriptor, and the client's
@@ -740,7 +679,7 @@ fn a_request_that_came_glued_to_the_answer_is_not_forgotten() {
     let mut copier = copier();
     let (mut session, mut stream, _) = begin(&mut copier, "{}");
     let client = std::thread::spawn(move || {
-        let asked = receive(&mut stream);
+        let asked = receive(&stream);
         let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
         stream.write_all(&[answer, note(1)].concat()).unwrap();
         stream
@@ -759,7 +698,7 @@ fn a_request_that_is_too_large_is_refused_at_once_behind_the_answer() {
     let mut copier = copier();
     let (mut session, mut stream, _) = begin(&mut copier, "{}");
     let client = std::thread::spawn(move || {
-        let asked = receive(&mut stream);
+        let asked = receive(&stream);
         let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
         let mut large = message(8, 10, 0, &[]);
         large[4..8].copy_from_slice(&(2u32 << 20).to_le_bytes());
@@ -767,10 +706,10 @@ fn a_request_that_is_too_large_is_refused_at_once_behind_the_answer() {
         stream
     });
     session.lent().read(0x1000_0000, &mut [0; 4]).unwrap();
-    let mut stream = client.join().unwrap();
+    let stream = client.join().unwrap();
     assert!(session.has_requests(), "its header is all that is needed");
     session.serve(&mut copier).unwrap();
-    let reply = receive(&mut stream);
+    let reply = receive(&stream);
     assert_eq!((reply.id, reply.error), (8, Errno::EMSGSIZE as u32));
 }
 
@@ -781,7 +720,7 @@ fn a_request_that_came_while_the_twin_socket_was_waited_for_is_not_forgotten() {
         begin(&mut copier, r#"{"twin_socket":{"supported":true}}"#);
     let mut twin = twin.unwrap();
     let client = std::thread::spawn(move || {
-        let asked = receive(&mut twin);
+        let asked = receive(&twin);
         stream.write_all(&note(1)).unwrap();
         wait_until_taken(&stream);
         let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
@@ -809,8 +748,8 @@ fn requests_behind_replies_that_left_meanwhile_are_not_forgotten() {
     session.serve(&mut copier).unwrap();
     assert!(session.is_blocked() && copier.log.is_empty());
     let client = std::thread::spawn(move || {
-        let asked = receive(&mut twin);
-        assert_eq!(receive(&mut stream).payload.len(), 16 + (1 << 20));
+        let asked = receive(&twin);
+        assert_eq!(receive(&stream).payload.len(), 16 + (1 << 20));
         let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
         twin.write_all(&answer).unwrap();
         (stream, twin)
@@ -835,17 +774,17 @@ fn a_turn_ends_with_the_request_that_used_the_client_s_memory() {
     stream.write_all(&message(2, 2, 0, &map())).unwrap();
     session.serve(&mut copier).unwrap();
     for _ in 0..2 {
-        assert_eq!(receive(&mut stream).error, 0);
+        assert_eq!(receive(&stream).error, 0);
     }
     // A client that always has another request before it answers.
     let client = std::thread::spawn(move || {
         stream.write_all(&copy(0, 0x1000_0000, 4, READ)).unwrap();
         for _ in 0..50 {
-            let asked = receive(&mut stream);
+            let asked = receive(&stream);
             let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
             let next = copy(0, 0x1000_0000, 4, READ);
             stream.write_all(&[next, answer].concat()).unwrap();
-            assert_eq!(receive(&mut stream).command, 10);
+            assert_eq!(receive(&stream).command, 10);
         }
     });
     let mut turns = 0;
@@ -866,11 +805,7 @@ fn a_descriptor_that_nobody_wants_is_closed_before_the_client_is_asked() {
     passed.set_nonblocking(true).unwrap();
     while passed.write(&[0; 1 << 16]).is_ok() {}
     let request = copy(4, 0x1000_0000, 4, READ);
-    let iov = [IoSlice::new(&request)];
-    let rights = [passed.as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&rights)];
-    let fd = client.stream.as_raw_fd();
-    sendmsg::<()>(fd, &iov, &rights, MsgFlags::empty(), None).unwrap();
+    wire::send(&client.stream, &request, &[passed.as_raw_fd()]);
     let asked = client.receive();
     // It did not linger when it was received.
     let linger = libc::linger {
@@ -941,7 +876,7 @@ fn who_waits_for_the_socket_is_told_of_a_session_that_ended_while_the_device_wor
     let mut copier = copier();
     let (mut session, mut stream, _) = begin(&mut copier, "{}");
     let client = std::thread::spawn(move || {
-        receive(&mut stream);
+        receive(&stream);
         stream.write_all(&[0; 16]).unwrap();
         stream
     });

@@ -2,20 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
+#[path = "support/wire.rs"]
+mod wire;
+
 use std::{
     fs::File,
-    io::{IoSlice, IoSliceMut, Read, Write},
+    io::{Read, Write},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
-};
+use nix::errno::Errno;
 use serde_json::{Value, json};
 use vfio_user::{Closed, Device, IrqInfo, Lent, Region, Session};
 
@@ -63,40 +63,15 @@ impl Client {
     }
 
     fn send(&self, command: u16, flags: u32, payload: &[u8], fds: &[RawFd]) {
-        let bytes = message(command, flags, payload);
-        let rights = [ControlMessage::ScmRights(fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        let iov = [IoSlice::new(&bytes)];
-        let sent = sendmsg::<()>(
-            self.stream.as_raw_fd(),
-            &iov,
-            rights,
-            MsgFlags::empty(),
-            None,
-        );
-        assert_eq!(sent, Ok(bytes.len()));
+        wire::send(&self.stream, &request(command, flags, payload), fds);
     }
 
     /// Error, payload and descriptors of the reply.
     fn receive(&mut self) -> (u32, Vec<u8>, Vec<OwnedFd>) {
-        let mut header = [0; 16];
-        let mut space = nix::cmsg_space!([RawFd; 32]);
-        let mut iov = [IoSliceMut::new(&mut header)];
-        let fd = self.stream.as_raw_fd();
-        let received = recvmsg::<()>(fd, &mut iov, Some(&mut space), MsgFlags::empty()).unwrap();
-        assert_eq!(received.bytes, 16);
-        let mut fds = Vec::new();
-        for message in received.cmsgs().unwrap() {
-            if let ControlMessageOwned::ScmRights(rights) = message {
-                fds.extend(rights.into_iter().map(own));
-            }
-        }
-        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-        assert_eq!(header[..2], [0x34, 0x12], "the id comes back");
-        assert_eq!(word(8), if word(12) == 0 { 1 } else { 0x21 });
-        let mut payload = vec![0; word(4) as usize - 16];
-        self.stream.read_exact(&mut payload).unwrap();
-        (word(12), payload, fds)
+        let reply = wire::receive(&self.stream);
+        assert_eq!(reply.id, 0x1234, "the id comes back");
+        assert_eq!(reply.flags, if reply.error == 0 { 1 } else { 0x21 });
+        (reply.error, reply.payload, reply.fds)
     }
 
     fn call(&mut self, command: u16, payload: &[u8]) -> (u32, Vec<u8>, Vec<OwnedFd>) {
@@ -116,19 +91,10 @@ impl Client {
     }
 }
 
-#[expect(unsafe_code, reason = "nix gives descriptors as numbers")]
-fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just opened it, and nothing else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn message(command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0x34, 0x12];
-    bytes.extend(command.to_le_bytes());
-    bytes.extend((16 + payload.len() as u32).to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend([0xaa; 4]);
-    bytes.extend(payload);
+/// A request whose field for an error is not zero, which means nothing.
+fn request(command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = wire::message(0x1234, command, flags, payload);
+    bytes[12..16].fill(0xaa);
     bytes
 }
 
@@ -239,7 +205,7 @@ fn data_that_is_wrong_is_refused_and_the_client_may_try_again() {
     }
     assert_eq!(client.call(1, &[0, 0]).0, Errno::EINVAL as u32);
     let huge = [&[0, 0, 1, 0][..], &[b' '; 2 << 20]].concat();
-    let mut sent = &message(1, 0, &huge)[..];
+    let mut sent = &request(1, 0, &huge)[..];
     client.stream.set_nonblocking(true).unwrap();
     while !sent.is_empty() {
         let count = client.stream.write(sent).unwrap();

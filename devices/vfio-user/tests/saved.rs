@@ -3,11 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
+#[path = "support/wire.rs"]
+mod wire;
+
 use std::{
     fs::File,
-    io::{IoSlice, IoSliceMut, Read, Write},
+    io::{Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{fs::FileExt, net::UnixStream},
     },
     process::{Command, Stdio},
@@ -18,13 +21,14 @@ use nix::{
     errno::Errno,
     sys::{
         eventfd::{EfdFlags, EventFd},
-        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+        socket::MsgFlags,
     },
 };
 use serde_json::{Value, json};
 use vfio_user::{
     Device, IrqInfo, IrqKind, Lent, Mapping, Migration, NotRestored, Region, Saved, Session,
 };
+use wire::{message, send, words};
 
 /// A region of 64 bytes of memory, and one with a file to map. Writing byte 0 sets the line, writing byte 1 copies a byte of
 /// guest memory from 0x1000 to 0x1001, writing byte 2 a byte from 0x10_0000, which the client serves.
@@ -97,23 +101,8 @@ fn moved(session: Session, device: &mut Scratch) -> Session {
     Session::from_saved(Saved { value, fds }, device, Instant::now()).unwrap()
 }
 
-fn message(id: u16, command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(id.to_le_bytes());
-    bytes.extend(command.to_le_bytes());
-    bytes.extend((16 + payload.len() as u32).to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend(0u32.to_le_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 fn access(offset: u64, count: u32) -> Vec<u8> {
-    [&offset.to_le_bytes()[..], &words(&[0, count])].concat()
+    wire::access(offset, 0, count)
 }
 
 fn write(id: u16, flags: u32, offset: u64, value: u8) -> Vec<u8> {
@@ -125,43 +114,16 @@ fn map(address: u64, size: u64) -> Vec<u8> {
     [&words(&[32, 3, 0, 0])[..], &address, &size].concat()
 }
 
-fn send(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) {
-    let rights = [ControlMessage::ScmRights(fds)];
-    let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-    let iov = [IoSlice::new(bytes)];
-    let sent = sendmsg::<()>(stream.as_raw_fd(), &iov, rights, MsgFlags::empty(), None);
-    assert_eq!(sent, Ok(bytes.len()));
-}
-
 /// What has come by now, and how many descriptors with it.
 fn take(stream: &UnixStream, bytes: &mut Vec<u8>) -> Vec<OwnedFd> {
     let mut fds = Vec::new();
-    loop {
-        let mut buffer = [0; 4096];
-        let mut space = nix::cmsg_space!([RawFd; 64]);
-        let mut iov = [IoSliceMut::new(&mut buffer)];
-        let fd = stream.as_raw_fd();
-        let Ok(received) = recvmsg::<()>(fd, &mut iov, Some(&mut space), MsgFlags::MSG_DONTWAIT)
-        else {
-            return fds;
-        };
-        for message in received.cmsgs().unwrap() {
-            if let ControlMessageOwned::ScmRights(rights) = message {
-                fds.extend(rights.into_iter().map(own));
-            }
-        }
-        let count = received.bytes;
-        if count == 0 {
-            return fds;
-        }
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) =
+        wire::receive_some(stream, &mut buffer, &mut fds, MsgFlags::MSG_DONTWAIT)
+    {
         bytes.extend_from_slice(&buffer[..count]);
     }
-}
-
-#[expect(unsafe_code, reason = "nix gives descriptors as numbers")]
-fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just opened it, and nothing else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    fds
 }
 
 /// What a client has: guest memory and an eventfd for the line.
@@ -544,17 +506,9 @@ fn takes_over() {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let mut stream = UnixStream::from(stdin);
     let mut len = [0; 8];
-    let mut space = nix::cmsg_space!([RawFd; 64]);
-    let mut iov = [IoSliceMut::new(&mut len)];
-    let fd = stream.as_raw_fd();
-    let received =
-        recvmsg::<()>(fd, &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
     let mut fds = Vec::new();
-    for message in received.cmsgs().unwrap() {
-        if let ControlMessageOwned::ScmRights(rights) = message {
-            fds.extend(rights.into_iter().map(own));
-        }
-    }
+    let received = wire::receive_some(&stream, &mut len, &mut fds, MsgFlags::empty());
+    assert_eq!(received, Ok(8));
     let mut text = vec![0; u64::from_le_bytes(len) as usize];
     stream.read_exact(&mut text).unwrap();
     let value = serde_json::from_slice(&text).unwrap();

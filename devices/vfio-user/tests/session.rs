@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
+#[path = "support/wire.rs"]
+mod wire;
+
 use std::{
     fs::File,
-    io::{IoSlice, Read, Write},
+    io::{Read, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
@@ -15,12 +18,10 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
-    sys::{
-        eventfd::{EfdFlags, EventFd},
-        socket::{ControlMessage, MsgFlags, sendmsg},
-    },
+    sys::eventfd::{EfdFlags, EventFd},
 };
 use vfio_user::{Closed, Device, IrqInfo, IrqKind, Lent, Mapping, Region, Session};
+use wire::{Message, access, message, words};
 
 /// One region of 64 bytes of memory. Writing byte 0 raises the line with 1 and lowers it with 0; writing byte 1 copies a
 /// byte within guest memory from address 0x1000 to 0x1001.
@@ -67,15 +68,6 @@ struct Client {
     device: Scratch,
 }
 
-#[derive(Debug, PartialEq)]
-struct Reply {
-    id: u16,
-    command: u16,
-    flags: u32,
-    error: u32,
-    payload: Vec<u8>,
-}
-
 impl Client {
     fn connect() -> Self {
         let (stream, theirs) = UnixStream::pair().unwrap();
@@ -116,36 +108,14 @@ impl Client {
     }
 
     fn send(&mut self, id: u16, command: u16, flags: u32, payload: &[u8], fds: &[RawFd]) {
-        let bytes = message(id, command, flags, payload);
-        let rights = [ControlMessage::ScmRights(fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<()>(
-            self.stream.as_raw_fd(),
-            &[IoSlice::new(&bytes)],
-            rights,
-            MsgFlags::empty(),
-            None,
-        )
-        .unwrap();
+        wire::send(&self.stream, &message(id, command, flags, payload), fds);
     }
 
-    fn receive(&mut self) -> Reply {
-        let mut header = [0; 16];
-        self.stream.read_exact(&mut header).unwrap();
-        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-        let mut payload = vec![0; word(4) as usize - 16];
-        self.stream.read_exact(&mut payload).unwrap();
-        let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-        Reply {
-            id: half(0),
-            command: half(2),
-            flags: word(8),
-            error: word(12),
-            payload,
-        }
+    fn receive(&mut self) -> Message {
+        wire::receive(&self.stream)
     }
 
-    fn call_with(&mut self, command: u16, payload: &[u8], fds: &[RawFd]) -> Reply {
+    fn call_with(&mut self, command: u16, payload: &[u8], fds: &[RawFd]) -> Message {
         self.send(0x1234, command, 0, payload, fds);
         self.serve().unwrap();
         let reply = self.receive();
@@ -153,7 +123,7 @@ impl Client {
         reply
     }
 
-    fn call(&mut self, command: u16, payload: &[u8]) -> Reply {
+    fn call(&mut self, command: u16, payload: &[u8]) -> Message {
         self.call_with(command, payload, &[])
     }
 
@@ -166,25 +136,6 @@ impl Client {
         );
         reply.error as i32
     }
-}
-
-fn message(id: u16, command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(id.to_le_bytes());
-    bytes.extend(command.to_le_bytes());
-    bytes.extend((16 + payload.len() as u32).to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend(0u32.to_le_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn access(offset: u64, region: u32, count: u32) -> Vec<u8> {
-    [&offset.to_le_bytes()[..], &words(&[region, count])].concat()
 }
 
 fn map(flags: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {

@@ -3,7 +3,10 @@
 use nix::errno::Errno;
 use vfio_user::{Access, Region};
 
-use crate::support::{Client, FAILS, Fake, access, longs, words};
+use crate::{
+    support::{Client, FAILS, Fake},
+    wire::{access, longs, words},
+};
 
 const READ: u16 = 9;
 const WRITE: u16 = 10;

@@ -7,7 +7,10 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::support::{Client, DMA, Fake, longs, words};
+use crate::{
+    support::{Client, DMA, Fake},
+    wire::{longs, words},
+};
 
 const MAP: u16 = 2;
 const UNMAP: u16 = 3;
@@ -40,7 +43,7 @@ impl Client {
         assert!(reply.payload.is_empty());
         match reply.error {
             0 => Ok(()),
-            errno => Err(Errno::from_raw(errno)),
+            errno => Err(Errno::from_raw(errno as i32)),
         }
     }
 

@@ -4,7 +4,10 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-use crate::support::{Client, Fake, access, longs, words};
+use crate::{
+    support::{Client, Fake},
+    wire::{access, longs, words},
+};
 
 /// A request of every command, as long as it has to be, and for which the fake has an answer: command, payload. One may
 /// need what one before it did.

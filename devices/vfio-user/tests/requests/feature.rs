@@ -2,7 +2,10 @@
 
 use nix::errno::Errno;
 
-use crate::support::{Client, Fake, longs, words};
+use crate::{
+    support::{Client, Fake},
+    wire::{longs, words},
+};
 
 const FEATURE: u16 = 16;
 const GET: u32 = 1 << 16;

@@ -16,7 +16,10 @@ use nix::{
 };
 use vfio_user::{Access, DeviceType, IoEvent, Mapping, Region};
 
-use crate::support::{Client, Fake, longs, words};
+use crate::{
+    support::{Client, Fake},
+    wire::{longs, words},
+};
 
 const GET_INFO: u16 = 4;
 const GET_REGION_INFO: u16 = 5;

@@ -7,7 +7,10 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::support::{Client, Fake, LINE, MESSAGE, words};
+use crate::{
+    support::{Client, Fake, LINE, MESSAGE},
+    wire::words,
+};
 
 const GET_IRQ_INFO: u16 = 7;
 const SET_IRQS: u16 = 8;

@@ -4,7 +4,10 @@ use std::{fs::File, os::fd::AsRawFd};
 
 use nix::errno::Errno;
 
-use crate::support::{Client, DMA, Fake, longs, words};
+use crate::{
+    support::{Client, DMA, Fake},
+    wire::{longs, words},
+};
 
 const MAP: u16 = 2;
 const UNMAP: u16 = 3;

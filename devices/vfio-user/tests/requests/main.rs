@@ -13,3 +13,5 @@ mod migration;
 mod peer;
 mod readme;
 mod support;
+#[path = "../support/wire.rs"]
+mod wire;

@@ -2,7 +2,10 @@
 
 use nix::errno::Errno;
 
-use crate::support::{Client, Fake, access, words};
+use crate::{
+    support::{Client, Fake},
+    wire::{access, words},
+};
 
 const RESET: u16 = 13;
 const FEATURE: u16 = 16;
@@ -37,7 +40,7 @@ impl Client {
         let reply = self.call_with(FEATURE, &request, &[]);
         match reply.error {
             0 if reply.payload == request => Ok(()),
-            errno => Err(Errno::from_raw(errno)),
+            errno => Err(Errno::from_raw(errno as i32)),
         }
     }
 

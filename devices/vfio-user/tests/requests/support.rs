@@ -1,20 +1,14 @@
 //! A device to ask, and a client that writes bytes as the specification lays them out.
 
 use std::{
-    io::{IoSlice, IoSliceMut},
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::RawFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
-use nix::{
-    cmsg_space,
-    errno::Errno,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
-};
+use nix::errno::Errno;
 use vfio_user::{Device, IrqInfo, IrqKind, Lent, Migration, Region, Session};
+
+use crate::wire::{self, Message, access, message};
 
 /// Every test ends by then.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -149,14 +143,6 @@ pub(crate) struct Client {
     pub(crate) device: Fake,
 }
 
-#[derive(Debug)]
-pub(crate) struct Reply {
-    pub(crate) flags: u32,
-    pub(crate) error: i32,
-    pub(crate) payload: Vec<u8>,
-    pub(crate) fds: Vec<OwnedFd>,
-}
-
 impl Client {
     /// A client of `device` that takes 16 descriptors in a message.
     pub(crate) fn new(device: Fake) -> Self {
@@ -183,7 +169,7 @@ impl Client {
         let request = [&access(offset, 0, data.len() as u32)[..], data].concat();
         match self.call_with(10, &request, &[]).error {
             0 => Ok(()),
-            errno => Err(Errno::from_raw(errno)),
+            errno => Err(Errno::from_raw(errno as i32)),
         }
     }
 
@@ -194,90 +180,28 @@ impl Client {
     }
 
     pub(crate) fn send(&mut self, command: u16, flags: u32, payload: &[u8], fds: &[RawFd]) {
-        let mut bytes = [0x77u16.to_le_bytes(), command.to_le_bytes()].concat();
-        bytes.extend(words(&[16 + payload.len() as u32, flags, 0]));
-        bytes.extend(payload);
-        let rights = [ControlMessage::ScmRights(fds)];
-        let mut rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        let mut rest = &bytes[..];
+        let bytes = message(0x77, command, flags, payload);
         let start = Instant::now();
-        while !rest.is_empty() {
+        wire::send_with(&self.stream, &bytes, fds, || {
             assert!(start.elapsed() < DEADLINE, "the server takes nothing");
-            let iov = [IoSlice::new(rest)];
-            match sendmsg::<()>(
-                self.stream.as_raw_fd(),
-                &iov,
-                rights,
-                MsgFlags::empty(),
-                None,
-            ) {
-                Ok(sent) => {
-                    rest = &rest[sent..];
-                    rights = &[];
-                }
-                Err(Errno::EAGAIN) => self.session.serve(&mut self.device).unwrap(),
-                Err(errno) => unreachable!("{errno}"),
-            }
-        }
+            self.session.serve(&mut self.device).unwrap();
+        });
     }
 
     /// The next message that the server sends.
-    pub(crate) fn receive(&mut self) -> (u16, u16, Reply) {
-        let (mut bytes, mut fds) = (Vec::new(), Vec::new());
+    pub(crate) fn receive(&mut self) -> Message {
         let start = Instant::now();
-        loop {
-            let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-            let missing = match bytes.len() {
-                got @ 0..16 => 16 - got,
-                got => word(4) as usize - got,
-            };
-            if missing == 0 {
-                let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-                let reply = Reply {
-                    flags: word(8),
-                    error: word(12) as i32,
-                    payload: bytes[16..].to_vec(),
-                    fds,
-                };
-                return (half(0), half(2), reply);
-            }
+        let message = wire::receive_with(&self.stream, || {
             assert!(start.elapsed() < DEADLINE, "no reply");
-            let mut room = vec![0; missing];
-            match self.receive_some(&mut room, &mut fds) {
-                Ok(count) => bytes.extend_from_slice(&room[..count]),
-                Err(Errno::EAGAIN) => self.session.serve(&mut self.device).unwrap(),
-                Err(errno) => unreachable!("{errno}"),
-            }
-        }
+            self.session.serve(&mut self.device).unwrap();
+        });
+        message.unwrap()
     }
 
-    #[expect(
-        unsafe_code,
-        reason = "descriptors that recvmsg returns are not owned yet"
-    )]
-    fn receive_some(&self, room: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
-        let mut control = cmsg_space!([RawFd; 253]);
-        let mut iov = [IoSliceMut::new(room)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let fd = self.stream.as_raw_fd();
-        let message = recvmsg::<()>(fd, &mut iov, Some(&mut control), flags)?;
-        for rights in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = rights {
-                // SAFETY: the kernel has just opened these for this process.
-                fds.extend(
-                    raw.into_iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-                );
-            }
-        }
-        assert!(message.bytes > 0, "the server closed the connection");
-        Ok(message.bytes)
-    }
-
-    pub(crate) fn call_with(&mut self, command: u16, payload: &[u8], fds: &[RawFd]) -> Reply {
+    pub(crate) fn call_with(&mut self, command: u16, payload: &[u8], fds: &[RawFd]) -> Message {
         self.send(command, 0, payload, fds);
-        let (id, answered, reply) = self.receive();
-        assert_eq!((id, answered), (0x77, command), "echoed");
+        let reply = self.receive();
+        assert_eq!((reply.id, reply.command), (0x77, command), "echoed");
         reply
     }
 
@@ -301,21 +225,6 @@ impl Client {
             (0x21, 0, 0),
             "an error reply is a header with Error set: {command}: {payload:?}"
         );
-        Errno::from_raw(reply.error)
+        Errno::from_raw(reply.error as i32)
     }
-}
-
-/// Little-endian 32-bit words.
-pub(crate) fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Little-endian 64-bit words.
-pub(crate) fn longs(longs: &[u64]) -> Vec<u8> {
-    longs.iter().flat_map(|long| long.to_le_bytes()).collect()
-}
-
-/// What REGION_READ and REGION_WRITE begin with.
-pub(crate) fn access(offset: u64, region: u32, count: u32) -> Vec<u8> {
-    [longs(&[offset]), words(&[region, count])].concat()
 }
