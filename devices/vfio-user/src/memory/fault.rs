@@ -83,25 +83,32 @@ impl Window {
             return false;
         }
         let from = address & !(self.page_bytes - 1);
+        // Where so much memory can't be promised, a page at a time will do: the copy comes back for the next.
+        if !self.put_empty_pages(from, self.end)
+            && !self.put_empty_pages(from, from + self.page_bytes)
+        {
+            return false;
+        }
+        self.intact_bytes
+            .fetch_min(from - self.start, Ordering::Relaxed);
+        true
+    }
+
+    fn put_empty_pages(&self, from: usize, to: usize) -> bool {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // SAFETY: the pages belong to the mapping of this window, which is only ever copied to and from, and which its
         // owner unmaps whole.
         let mapped = unsafe {
             libc::mmap(
                 from as *mut libc::c_void,
-                self.end - from,
+                to - from,
                 self.protection,
                 flags,
                 -1,
                 0,
             )
         };
-        if mapped == libc::MAP_FAILED {
-            return false;
-        }
-        self.intact_bytes
-            .fetch_min(from - self.start, Ordering::Relaxed);
-        true
+        mapped != libc::MAP_FAILED
     }
 }
 
