@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use nix::libc::SYS_recvmsg;
 use peer_vfio_user::Client;
 use tests::{Device, command};
 
@@ -19,7 +20,7 @@ const BAR0: u32 = 0;
 const MANY: usize = 100;
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Brings the device to sleep in the connection: in recvmsg, which is system call 47.
+/// Brings the device to sleep in the connection: in recvmsg.
 fn lull(device: &Device, client: &mut Client) {
     let dozes = command::wait_for("the device to doze", LIMIT, || {
         for _ in 0..MANY {
@@ -27,7 +28,8 @@ fn lull(device: &Device, client: &mut Client) {
         }
         std::thread::sleep(Duration::from_millis(1));
         let call = std::fs::read_to_string(format!("/proc/{}/syscall", device.pid()))?;
-        Ok(call.starts_with("47 ").then_some(()))
+        let number = call.split(' ').next().and_then(|word| word.parse().ok());
+        Ok((number == Some(SYS_recvmsg)).then_some(()))
     });
     dozes.unwrap();
 }
