@@ -189,7 +189,7 @@ impl Server {
         self.client_turns = 0;
         if self.sentry.is_none() {
             // Without one, the loop goes on as it is.
-            self.sentry = Sentry::new(self.watch.fd()).ok();
+            self.sentry = Sentry::new(self.watch.epoll()).ok();
         }
         let Some(sentry) = self.sentry.take() else {
             return Ok(());

@@ -16,7 +16,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -30,6 +30,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
     sys::{
+        epoll::Epoll,
         pthread::{Pthread, pthread_kill, pthread_self},
         signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     },
@@ -54,7 +55,7 @@ pub(super) struct Sentry {
 
 impl Sentry {
     /// One that rests, and rings for the thread that calls this when a descriptor in the epoll `watched` is ready.
-    pub(super) fn new(watched: impl AsFd) -> io::Result<Self> {
+    pub(super) fn new(watched: Arc<Epoll>) -> io::Result<Self> {
         // Without SA_RESTART: a call that sleeps is to end.
         let action = SigAction::new(
             SigHandler::Handler(answer_the_bell),
@@ -63,7 +64,6 @@ impl Sentry {
         );
         // SAFETY: the handler does nothing, which is always safe.
         unsafe { sigaction(BELL, &action) }?;
-        let watched = watched.as_fd().try_clone_to_owned()?;
         let state = Arc::new(AtomicU8::new(RESTING));
         let shared = Arc::clone(&state);
         let sleeper = pthread_self();
@@ -71,8 +71,8 @@ impl Sentry {
             .name("sentry".into())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                keep_only(&watched);
-                stand(&shared, &watched, sleeper);
+                keep_only(watched.0.as_fd());
+                stand(&shared, watched.0.as_fd(), sleeper);
             })?;
         Ok(Self {
             state,
@@ -102,7 +102,7 @@ extern "C" fn answer_the_bell(_: c_int) {}
 
 /// Gives this thread descriptors of its own, and of those it keeps one. A process whose threads share them pays for that in
 /// every system call.
-fn keep_only(kept: &OwnedFd) {
+fn keep_only(kept: BorrowedFd<'_>) {
     // Where it can't be had, they stay shared, which costs a little time.
     if unshare(CloneFlags::CLONE_FILES).is_ok() {
         let kept = kept.as_raw_fd().cast_unsigned();
@@ -116,12 +116,12 @@ fn keep_only(kept: &OwnedFd) {
 }
 
 /// The sentry's life, which ends with the process.
-fn stand(state: &AtomicU8, watched: &OwnedFd, sleeper: Pthread) {
+fn stand(state: &AtomicU8, watched: BorrowedFd<'_>, sleeper: Pthread) {
     loop {
         while state.load(Ordering::Acquire) != WATCHING {
             thread::park();
         }
-        let mut fds = [PollFd::new(watched.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(watched, PollFlags::POLLIN)];
         // It may come back with nothing, or when nobody sleeps any more: then the next look at the state puts that right.
         let is_ready = poll(&mut fds, PollTimeout::NONE).is_ok_and(|ready| ready > 0);
         let (ordering, failed) = (Ordering::AcqRel, Ordering::Acquire);

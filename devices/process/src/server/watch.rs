@@ -1,9 +1,6 @@
 //! What the loop waits for: one epoll, and deadlines.
 
-use std::{
-    os::fd::{AsFd, BorrowedFd},
-    time::Duration,
-};
+use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -60,13 +57,13 @@ impl Token {
 
 /// Descriptors, each with what it is about.
 pub(super) struct Watch {
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
 }
 
 impl Watch {
     pub(super) fn new() -> Result<Self, Errno> {
         Ok(Self {
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
         })
     }
 
@@ -87,9 +84,9 @@ impl Watch {
         self.epoll.modify(fd, &mut event)
     }
 
-    /// What is readable when something has happened.
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+    /// For somebody else who waits: it is readable when something has happened.
+    pub(super) fn epoll(&self) -> Arc<Epoll> {
+        Arc::clone(&self.epoll)
     }
 
     pub(super) fn remove(&self, fd: impl AsFd) -> Result<(), Errno> {
@@ -106,7 +103,7 @@ impl Watch {
             Some(Duration::ZERO) => EpollTimeout::ZERO,
             Some(limit) => {
                 // epoll counts in milliseconds, and a packet may be due in a fraction of one.
-                let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
+                let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
                 match ppoll(&mut fds, Some(TimeSpec::from(limit)), None) {
                     Ok(_) | Err(Errno::EINTR) => EpollTimeout::ZERO,
                     Err(errno) => return Err(errno),
