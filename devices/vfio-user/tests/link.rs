@@ -590,14 +590,10 @@ fn data_is_where_qemu_has_it() {
     assert_eq!(client.receive().payload[16..], pattern(0x1000_0000, 100));
 }
 
-#[test]
-fn requests_that_came_while_the_device_worked_by_itself_are_served() {
+/// A negotiated session whose client, the stream, serves its memory by messages.
+fn mapped() -> (UnixStream, Session, Copier) {
     let (mut stream, theirs) = UnixStream::pair().unwrap();
-    let mut copier = Copier {
-        regions: [Region::new(4096)],
-        bytes: vec![0; 4096],
-        log: Vec::new(),
-    };
+    let mut copier = copier();
     let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
     stream.write_all(&message(1, 1, 0, &[0, 0, 1, 0])).unwrap();
     stream.write_all(&message(2, 2, 0, &map())).unwrap();
@@ -605,6 +601,12 @@ fn requests_that_came_while_the_device_worked_by_itself_are_served() {
     for _ in 0..2 {
         assert_eq!(receive(&stream).error, 0);
     }
+    (stream, session, copier)
+}
+
+#[test]
+fn requests_that_came_while_the_device_worked_by_itself_are_served() {
+    let (mut stream, mut session, mut copier) = mapped();
     let client = std::thread::spawn(move || {
         let asked = receive(&stream);
         let answer = message(asked.id, 11, 1, &[&asked.payload[..], &[3; 4]].concat());
@@ -763,19 +765,7 @@ fn requests_behind_replies_that_left_meanwhile_are_not_forgotten() {
 
 #[test]
 fn a_turn_ends_with_the_request_that_used_the_client_s_memory() {
-    let (mut stream, theirs) = UnixStream::pair().unwrap();
-    let mut copier = Copier {
-        regions: [Region::new(4096)],
-        bytes: vec![0; 4096],
-        log: Vec::new(),
-    };
-    let mut session = Session::new(theirs, &copier, Instant::now()).unwrap();
-    stream.write_all(&message(1, 1, 0, &[0, 0, 1, 0])).unwrap();
-    stream.write_all(&message(2, 2, 0, &map())).unwrap();
-    session.serve(&mut copier).unwrap();
-    for _ in 0..2 {
-        assert_eq!(receive(&stream).error, 0);
-    }
+    let (mut stream, mut session, mut copier) = mapped();
     // A client that always has another request before it answers.
     let client = std::thread::spawn(move || {
         stream.write_all(&copy(0, 0x1000_0000, 4, READ)).unwrap();
