@@ -1,5 +1,7 @@
 //! What a model may touch during one call: guest memory and its interrupt line.
 
+use std::time::Instant;
+
 use vfio_bindings::bindings::vfio as bindings;
 use vfio_user::{AccessError, Lent};
 use zerocopy::{FromBytes, IntoBytes};
@@ -22,6 +24,27 @@ pub struct Bus<'a> {
     pub(crate) running: bool,
     /// The client was told of memory that is gone.
     pub(crate) error_told: &'a mut bool,
+    pub(crate) clock: Clock,
+}
+
+/// What time it is for a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Clock {
+    #[default]
+    Host,
+    /// A test says.
+    #[cfg(any(test, feature = "testing"))]
+    At(Instant),
+}
+
+impl Clock {
+    pub(crate) fn now(self) -> Instant {
+        match self {
+            Self::Host => Instant::now(),
+            #[cfg(any(test, feature = "testing"))]
+            Self::At(now) => now,
+        }
+    }
 }
 
 /// Why an access to guest memory failed. On a real bus: master abort.
@@ -36,6 +59,12 @@ pub enum BusError {
 }
 
 impl Bus<'_> {
+    /// What time it is. It costs a look at the clock: a model asks when it has something to wait for.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Copies guest memory at bus address `address` into `data`.
     ///
     /// # Errors

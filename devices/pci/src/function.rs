@@ -12,7 +12,7 @@ use vfio_user::{IrqInfo, IrqKind, Lent, Region};
 
 use crate::{
     Device, LoadError, Saved,
-    bus::{Bus, ERROR, INTX},
+    bus::{Bus, Clock, ERROR, INTX},
     config::{CONFIG_BYTES, ConfigSpace},
     saved::{self, Bytes},
 };
@@ -48,6 +48,7 @@ pub struct Function<D> {
     /// The client was told of memory that is gone.
     error_told: bool,
     software_resets: u64,
+    clock: Clock,
     regions: [Region; bindings::VFIO_PCI_NUM_REGIONS as usize],
     irqs: [IrqInfo; bindings::VFIO_PCI_NUM_IRQS as usize],
 }
@@ -81,6 +82,7 @@ impl<D: Device> Function<D> {
             refused: None,
             error_told: false,
             software_resets: 0,
+            clock: Clock::default(),
             regions,
             irqs,
         }
@@ -112,6 +114,18 @@ impl<D: Device> Function<D> {
         }
     }
 
+    /// Sets what time it is for the model.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn set_clock(&mut self, now: Instant) {
+        self.clock = Clock::At(now);
+    }
+
+    /// What time it is for the model.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Why a saved state was refused since the last call: the client is told an errno only.
     pub fn take_refusal(&mut self) -> Option<LoadError> {
         self.refused.take()
@@ -141,6 +155,7 @@ impl<D: Device> Function<D> {
             refused: _,
             error_told: _,
             software_resets: _,
+            clock,
             // What follows from the model's identity.
             regions: _,
             irqs: _,
@@ -148,7 +163,7 @@ impl<D: Device> Function<D> {
         State {
             format: FORMAT,
             config: config.save(),
-            device: device.save(),
+            device: device.save(clock.now()),
         }
     }
 
@@ -167,7 +182,7 @@ impl<D: Device> Function<D> {
             return Err(LoadError::new("format", problem));
         }
         let config = self.config.check(&config)?;
-        let loaded = self.device.load(&device);
+        let loaded = self.device.load(&device, self.clock.now());
         loaded.map_err(|error| error.within("device"))?;
         self.config.load(config);
         Ok(())
@@ -186,6 +201,7 @@ impl<D: Device> Function<D> {
             software_resets,
             running,
             error_told,
+            clock,
             ..
         } = self;
         (
@@ -196,6 +212,7 @@ impl<D: Device> Function<D> {
                 software_resets,
                 running: *running,
                 error_told,
+                clock: *clock,
             },
         )
     }
@@ -345,10 +362,10 @@ mod tests {
         fn reset(&mut self, _: &mut Bus<'_>) {
             self.0 = [0; 4];
         }
-        fn save(&self) -> Saved {
+        fn save(&self, _: Instant) -> Saved {
             Saved::new("scratch", 1, &self.0)
         }
-        fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
+        fn load(&mut self, saved: &Saved, _: Instant) -> Result<(), LoadError> {
             self.0 = saved.state("scratch", 1)?;
             Ok(())
         }

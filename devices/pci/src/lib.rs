@@ -37,15 +37,16 @@ pub trait Device {
     /// Back to the power-on state. The interrupt line is already low and the configuration space already reset.
     fn reset(&mut self, bus: &mut Bus<'_>);
 
-    /// Everything by which a driver could tell this device from one in its power-on state, and the work that is left.
-    fn save(&self) -> Saved;
+    /// Everything by which a driver could tell this device from one in its power-on state, and the work that is left. What
+    /// is due at some time is saved as how long that is from `now`.
+    fn save(&self, now: Instant) -> Saved;
 
     /// Becomes the device whose state [`Device::save`] gave, with the backend that it has. When that fails nothing has
     /// changed.
     ///
     /// # Errors
     /// [`LoadError`] for a state that this device could never have been in: it comes from outside.
-    fn load(&mut self, saved: &Saved) -> Result<(), LoadError>;
+    fn load(&mut self, saved: &Saved, now: Instant) -> Result<(), LoadError>;
 
     /// The descriptor that becomes readable when [`Device::run`] should be called: the backend's. The same for life.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -74,11 +75,11 @@ impl<D: Device + ?Sized> Device for Box<D> {
     fn reset(&mut self, bus: &mut Bus<'_>) {
         (**self).reset(bus);
     }
-    fn save(&self) -> Saved {
-        (**self).save()
+    fn save(&self, now: Instant) -> Saved {
+        (**self).save(now)
     }
-    fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
-        (**self).load(saved)
+    fn load(&mut self, saved: &Saved, now: Instant) -> Result<(), LoadError> {
+        (**self).load(saved, now)
     }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         (**self).fd()

@@ -11,7 +11,7 @@
 use std::{
     fs::File,
     os::{fd::AsFd, unix::fs::FileExt},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -168,9 +168,23 @@ impl<D: Device> Guest<D> {
         self.errors.read().unwrap_or(0)
     }
 
+    /// Stops the clock, and sets it forward by so much. Nothing is run.
+    pub fn advance(&mut self, by: Duration) {
+        let now = self.function.now();
+        self.function.set_clock(now + by);
+    }
+
+    /// How long it is until the model wants to run.
+    #[must_use]
+    pub fn due_in(&self) -> Option<Duration> {
+        let deadline = self.function.deadline()?;
+        Some(deadline.saturating_duration_since(self.function.now()))
+    }
+
     /// Lets the model run, as the event loop does.
     pub fn run(&mut self) {
-        self.function.run(&mut self.lent, Instant::now());
+        let now = self.function.now();
+        self.function.run(&mut self.lent, now);
     }
 
     /// Runs the model until it has no work left that is due.
@@ -179,7 +193,7 @@ impl<D: Device> Guest<D> {
         while self
             .function
             .deadline()
-            .is_some_and(|deadline| deadline <= Instant::now())
+            .is_some_and(|deadline| deadline <= self.function.now())
         {
             self.run();
         }

@@ -38,6 +38,7 @@ use tracing::trace;
 
 pub use config::{Config, MacAddress};
 use eeprom::Eeprom;
+use interrupt::Interrupts;
 use phy::Phy;
 use rx::Receiver;
 use spec::bits::{Causes, Ctrl, CtrlExt, Eecd, Eerd, Mdic, Rah, Status};
@@ -61,6 +62,7 @@ pub struct Controller {
     phy: Phy,
     tx: Transmitter,
     rx: Receiver,
+    interrupts: Interrupts,
     backend: Box<dyn net::Backend>,
     /// What the backend was told to wait for.
     interest: net::Interest,
@@ -79,6 +81,7 @@ impl Controller {
             phy: Phy::new(),
             tx: Transmitter::new(),
             rx: Receiver::new(),
+            interrupts: Interrupts::default(),
             backend,
             interest: net::Interest::default(),
             past: Instant::now(),
@@ -96,9 +99,10 @@ impl Controller {
         self.regs.reset(|register| register == spec::PBA);
         self.tx.reset();
         self.rx.reset();
+        self.interrupts = Interrupts::default();
         self.load_eeprom();
         self.update_status();
-        interrupt::update(&self.regs, bus);
+        self.interrupts.update(&self.regs, bus);
     }
 
     /// Takes over a saved state, or nothing of it.
@@ -170,7 +174,7 @@ impl Controller {
         let changed = self.update_status();
         if changed || interrupted && self.link_up() {
             let causes = Causes::new().with_link_change(true);
-            interrupt::raise(&mut self.regs, bus, causes);
+            self.interrupts.raise(&mut self.regs, bus, causes);
         }
     }
 
@@ -192,7 +196,7 @@ impl Controller {
         };
         let value = self.regs.read(register);
         match register {
-            spec::ICR => interrupt::update(&self.regs, bus),
+            spec::ICR => self.interrupts.update(&self.regs, bus),
             spec::GORCH => statistics::clear_pair(&mut self.regs, spec::GORCL, spec::GORCH),
             spec::GOTCH => statistics::clear_pair(&mut self.regs, spec::GOTCL, spec::GOTCH),
             spec::TORH => statistics::clear_pair(&mut self.regs, spec::TORL, spec::TORH),
@@ -213,10 +217,10 @@ impl Controller {
             spec::TDT => self.write_transmit_tail(bus),
             spec::RDT | spec::RCTL => self.resume_receive(bus),
             spec::TCTL => self.transmit(bus),
-            spec::ICR => interrupt::update(&self.regs, bus),
-            spec::ICS => interrupt::write_set(&mut self.regs, bus, data),
-            spec::IMS => interrupt::write_mask_set(&mut self.regs, bus, data),
-            spec::IMC => interrupt::write_mask_clear(&mut self.regs, bus, data),
+            spec::ICR => self.interrupts.update(&self.regs, bus),
+            spec::ICS => self.interrupts.write_set(&mut self.regs, bus, data),
+            spec::IMS => self.interrupts.write_mask_set(&mut self.regs, bus, data),
+            spec::IMC => self.interrupts.write_mask_clear(&mut self.regs, bus, data),
             spec::CTRL => self.write_control(bus, Ctrl::from_bits(data)),
             spec::CTRL_EXT if CtrlExt::from_bits(data).eeprom_reset() => self.load_eeprom(),
             spec::EECD => {
@@ -267,7 +271,7 @@ impl Controller {
         self.update_link(bus, interrupted);
         if asked.interrupt() {
             let causes = Causes::new().with_mdio_complete(true);
-            interrupt::raise(&mut self.regs, bus, causes);
+            self.interrupts.raise(&mut self.regs, bus, causes);
         }
     }
 
@@ -348,6 +352,7 @@ impl pci::Device for Controller {
             phy,
             tx,
             rx,
+            interrupts,
             backend: _,
             interest: _,
             past: _,
@@ -358,12 +363,13 @@ impl pci::Device for Controller {
         phy.reset();
         tx.reset();
         rx.reset();
+        *interrupts = Interrupts::default();
         self.load_eeprom();
         self.update_status();
         self.settle();
     }
 
-    fn save(&self) -> Saved {
+    fn save(&self, _now: Instant) -> Saved {
         let Self {
             regs,
             io_address,
@@ -371,6 +377,7 @@ impl pci::Device for Controller {
             phy,
             tx,
             rx,
+            interrupts: _,
             // The host's.
             backend: _,
             // What follows from the rest.
@@ -388,7 +395,7 @@ impl pci::Device for Controller {
         Saved::new(crate::E1000.name, state::VERSION, &state)
     }
 
-    fn load(&mut self, saved: &Saved) -> Result<(), LoadError> {
+    fn load(&mut self, saved: &Saved, _now: Instant) -> Result<(), LoadError> {
         let state: state::Controller = saved.state(crate::E1000.name, state::VERSION)?;
         self.restore(&state)
             .map_err(|error| error.within("state"))?;

@@ -10,11 +10,13 @@ use pci::{
 };
 
 use super::{
-    Controller, checksum, filter, interrupt, parse,
+    Controller, checksum, filter,
+    interrupt::Events,
+    parse,
     queue::{Registers, Ring},
     spec::{
         self,
-        bits::{Causes, Ctrl, Rctl, Rxcsum},
+        bits::{Ctrl, Rctl, Rxcsum},
         descriptor::{Receive, ReceiveStatus},
     },
     state,
@@ -105,8 +107,8 @@ impl Controller {
                 break;
             }
         }
-        let causes = delivery.end();
-        interrupt::raise(&mut self.regs, bus, causes);
+        let events = delivery.end();
+        self.interrupts.take(&mut self.regs, bus, events);
     }
 }
 
@@ -169,9 +171,9 @@ impl Receiver {
     }
 
     /// A frame that the transmitter sent comes back. It is lost when it can't be received at once.
-    pub(super) fn loop_back(&mut self, regs: &mut Regs, bus: &mut Bus<'_>, frame: &[u8]) -> Causes {
+    pub(super) fn loop_back(&mut self, regs: &mut Regs, bus: &mut Bus<'_>, frame: &[u8]) -> Events {
         if !Rctl::from_bits(regs.get(spec::RCTL)).enable() {
-            return Causes::new();
+            return Events::default();
         }
         let mut delivery = Delivery::begin(regs, bus);
         match self.buffer.get_mut(..frame.len()) {
@@ -196,7 +198,7 @@ struct Delivery<'a, 'b> {
     strip_tags: bool,
     rxcsum: Rxcsum,
     ring: Ring,
-    causes: Causes,
+    events: Events,
 }
 
 impl<'a, 'b> Delivery<'a, 'b> {
@@ -206,24 +208,24 @@ impl<'a, 'b> Delivery<'a, 'b> {
             strip_tags: Ctrl::from_bits(regs.get(spec::CTRL)).vlan_mode(),
             rxcsum: Rxcsum::from_bits(regs.get(spec::RXCSUM)),
             ring: Ring::load(regs, &RING),
-            causes: Causes::new(),
+            events: Events::default(),
             regs,
             bus,
         }
     }
 
-    /// Shows the guest how far it went. Returns the causes that arose.
-    fn end(self) -> Causes {
-        if self.causes != Causes::new() {
+    /// Shows the guest how far it went. Returns what happened.
+    fn end(self) -> Events {
+        if self.events.received {
             self.regs.set(spec::RDH, self.ring.head());
         }
-        self.causes
+        self.events
     }
 
     /// A frame is lost for want of descriptors.
     fn miss(&mut self) {
         self.regs.count(spec::MPC, 1);
-        self.causes.set_receive_overrun(true);
+        self.events.causes.set_receive_overrun(true);
     }
 
     /// Brings `buffer[..length]` through the filters to memory. The buffer has room for padding and an FCS behind it.
@@ -295,7 +297,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
             statistics::count_received(self.regs, cast, wire_bytes);
             let small = self.regs.get(spec::RSRPD);
             if stored <= small {
-                self.causes.set_small_receive(true);
+                self.events.causes.set_small_receive(true);
             }
         } else {
             self.miss();
@@ -343,10 +345,10 @@ impl<'a, 'b> Delivery<'a, 'b> {
                 break true;
             }
         };
-        self.causes.set_receive_timer(true);
+        self.events.received = true;
         let threshold = self.ring.count >> (1 + self.rctl.minimum_threshold());
         if before > threshold && self.ring.available() <= threshold {
-            self.causes.set_receive_minimum_threshold(true);
+            self.events.causes.set_receive_minimum_threshold(true);
         }
         stored
     }

@@ -5,11 +5,9 @@ use pci::{Bus, regs::Regs};
 
 use super::{
     Controller,
+    interrupt::Events,
     rx::Receiver,
-    spec::{
-        self,
-        bits::{Causes, Rctl},
-    },
+    spec::{self, bits::Rctl},
     statistics::{self, Cast, FCS_BYTES},
 };
 
@@ -36,7 +34,7 @@ pub(super) struct Way<'a, 'b> {
     pub(super) regs: &'a mut Regs,
     pub(super) bus: &'a mut Bus<'b>,
     pub(super) budget: u32,
-    pub(super) causes: Causes,
+    pub(super) events: Events,
 }
 
 /// Why a run ends before the ring does.
@@ -81,8 +79,8 @@ impl Way<'_, '_> {
         match self.path {
             Path::Backend => self.backend.send(frame, offload)?,
             Path::Loopback => {
-                let causes = self.receiver.loop_back(self.regs, self.bus, frame);
-                self.causes.add(causes);
+                let events = self.receiver.loop_back(self.regs, self.bus, frame);
+                self.events.add(events);
             }
             Path::Nowhere => return Ok(()),
         }

@@ -14,12 +14,13 @@ use pci::Bus;
 use zerocopy::IntoBytes;
 
 use super::{
-    Controller, interrupt,
+    Controller,
+    interrupt::Events,
     queue::{Registers, Ring},
     segment::Context,
     spec::{
         self,
-        bits::{Causes, Tctl, Txdctl},
+        bits::{Tctl, Txdctl},
         descriptor::{
             ContextOffsets, ContextSegments, Data, Legacy, TRANSMIT_DONE, TRANSMIT_STATUS_OFFSET,
             Transmit,
@@ -119,21 +120,21 @@ impl Controller {
             regs: &mut self.regs,
             bus,
             budget: BUDGET_BYTES,
-            causes: Causes::new(),
+            events: Events::default(),
         };
         self.tx.drain(&mut ring, &mut way);
         way.backend.flush();
-        let mut causes = way.causes;
+        let mut events = way.events;
         let after = ring.available();
         if after == 0 {
-            causes.set_transmit_queue_empty(true);
+            events.causes.set_transmit_queue_empty(true);
         }
         let low = 8 * Txdctl::from_bits(self.regs.get(spec::TXDCTL)).low_threshold();
         if low > 0 && before > low && after <= low {
-            causes.set_transmit_low(true);
+            events.causes.set_transmit_low(true);
         }
         self.regs.set(spec::TDH, ring.head());
-        interrupt::raise(&mut self.regs, bus, causes);
+        self.interrupts.take(&mut self.regs, bus, events);
     }
 }
 
@@ -221,7 +222,11 @@ impl Transmitter {
         }
         self.send_ready(way)?;
         if legacy.report_status() {
-            way.causes.set_transmit_written_back(true);
+            if legacy.delay_interrupt() {
+                way.events.sent_delayed = true;
+            } else {
+                way.events.causes.set_transmit_written_back(true);
+            }
             let status = address.wrapping_add(TRANSMIT_STATUS_OFFSET);
             // A ring that can be read and not written is the guest's mistake; it waits for this status in vain.
             let _ = way.bus.write(status, &[TRANSMIT_DONE]);
