@@ -1,6 +1,7 @@
 //! Drives the controller as a driver does. Offsets and bits are the manual's, written as numbers.
 
 mod hostile;
+mod readme;
 mod receive;
 mod registers;
 mod saved;
