@@ -74,9 +74,29 @@ pub trait Backend: Send {
     /// Ends a batch of [`Backend::send`]s: what is queued goes out now, as far as the peer takes it.
     fn flush(&mut self) {}
 
-    /// Copies the next frame into `buffer` and returns its length, or `None` when there is none now. A frame longer than
-    /// the buffer is dropped and counted by the backend.
-    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize>;
+    /// Copies the next frame into `buffer`, whole as it would be on a wire, or returns `None` when there is none now. A
+    /// frame longer than the buffer is dropped and counted by the backend.
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<Received>;
+}
+
+/// A frame that was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// How long it is.
+    pub frame_bytes: usize,
+    /// Whether somebody who was there before us vouches for its TCP or UDP checksum, so that the model need not add it up
+    /// again. Says nothing of an IPv4 header's checksum, and nothing at all when it is false.
+    pub checksum_is_right: bool,
+}
+
+impl Received {
+    /// A frame of which nothing is known but its length.
+    pub fn unverified(frame_bytes: usize) -> Self {
+        Self {
+            frame_bytes,
+            checksum_is_right: false,
+        }
+    }
 }
 
 /// What a model waits for. As long as it can be had at once the descriptor stays readable: what is not wanted now, such as

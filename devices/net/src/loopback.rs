@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use tracing::debug;
 
 use crate::{
-    Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload, pace::Pace, poller::Flag,
+    Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload, Received, pace::Pace, poller::Flag,
     queue::Queue,
 };
 
@@ -64,7 +64,7 @@ impl Backend for Loopback {
         Ok(())
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
         let mut received = None;
         while received.is_none() {
             let Ok(Some(frame)) = self.queue.front() else {
@@ -73,7 +73,7 @@ impl Backend for Loopback {
             let frame_bytes = frame.len();
             if let Some(place) = buffer.get_mut(..frame_bytes) {
                 place.copy_from_slice(frame);
-                received = Some(frame_bytes);
+                received = Some(Received::unverified(frame_bytes));
             }
             self.queue.pop(frame_bytes);
             if received.is_none() {
@@ -106,7 +106,10 @@ mod tests {
         for length in 1..=1514 {
             loopback.send(&frame(length, 7), Offload::None).unwrap();
             loopback.flush();
-            assert_eq!(loopback.receive(&mut buffer), Some(length));
+            assert_eq!(
+                loopback.receive(&mut buffer),
+                Some(Received::unverified(length))
+            );
             assert_eq!(buffer[..length], frame(length, 7));
         }
         assert_eq!(loopback.receive(&mut buffer), None);
@@ -149,7 +152,10 @@ mod tests {
         loopback.send(&frame(61, 1), Offload::None).unwrap();
         loopback.send(&frame(60, 2), Offload::None).unwrap();
         let mut buffer = [0; 60];
-        assert_eq!(loopback.receive(&mut buffer), Some(60));
+        assert_eq!(
+            loopback.receive(&mut buffer),
+            Some(Received::unverified(60))
+        );
         assert_eq!(buffer[..], frame(60, 2));
         loopback
             .send(&vec![0; MAX_FRAME_BYTES + 1], Offload::None)

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::{Backend, Full, Interest, Offload};
+use crate::{Backend, Full, Interest, Offload, Received};
 
 /// Takes every frame and has none.
 pub(crate) struct Null;
@@ -18,7 +18,7 @@ impl Backend for Null {
         Ok(())
     }
 
-    fn receive(&mut self, _buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&mut self, _buffer: &mut [u8]) -> Option<Received> {
         None
     }
 }

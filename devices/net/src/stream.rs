@@ -38,7 +38,7 @@ use nix::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload,
+    Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload, Received,
     config::{self, Mode},
     pace::Pace,
     poller::{Poller, Watch},
@@ -313,7 +313,7 @@ impl Backend for Stream {
         }
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
         // One read, so that a peer that never stops can't hold the loop here with frames that are dropped.
         let mut may_read = true;
         loop {
@@ -325,7 +325,7 @@ impl Backend for Stream {
                         .map(|place| place.copy_from_slice(frame));
                     self.incoming.pop(frame_bytes);
                     if place.is_some() {
-                        return Some(frame_bytes);
+                        return Some(Received::unverified(frame_bytes));
                     }
                     self.dropped(frame_bytes);
                 }

@@ -39,7 +39,7 @@ use zerocopy::{
 };
 
 use crate::{
-    Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload, Offloads, config,
+    Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload, Offloads, Received, config,
     pace::Pace,
     poller::{Poller, Watch},
 };
@@ -186,7 +186,7 @@ impl Backend for Tap {
         }
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
         let mut dropped = 0;
         while !self.deleted && dropped < DROPS_PER_RECEIVE {
             let mut header = Header::new_zeroed();
@@ -203,7 +203,7 @@ impl Backend for Tap {
                         .checked_sub(HEADER_BYTES)
                         .and_then(|length| buffer.get_mut(..length));
                     match frame.map(|frame| header.complete(frame).map(|()| frame.len())) {
-                        Some(Ok(length)) => return Some(length),
+                        Some(Ok(length)) => return Some(Received::unverified(length)),
                         Some(Err(Incomplete)) => self.dropped("a frame that is not complete"),
                         None => self.dropped("a frame longer than the buffer"),
                     }

@@ -91,8 +91,10 @@ impl Controller {
             budget -= 1;
             let room = self.rx.buffer.len() - FCS_BYTES as usize;
             let held = self.rx.held.take();
-            let Some(length) = held.or_else(|| self.backend.receive(&mut self.rx.buffer[..room]))
-            else {
+            let Some(length) = held.or_else(|| {
+                let received = self.backend.receive(&mut self.rx.buffer[..room])?;
+                Some(received.frame_bytes)
+            }) else {
                 break;
             };
             if !enabled {

@@ -180,12 +180,12 @@ impl net::Backend for Sink {
         taken.then_some(()).ok_or(Full)
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<net::Received> {
         let mut state = self.0.state();
         state.flushes += 1;
         let length = state.flushes * 7919 % buffer.len();
         buffer[..length].fill(state.flushes as u8);
-        (!state.flushes.is_multiple_of(5)).then_some(length)
+        (!state.flushes.is_multiple_of(5)).then_some(net::Received::unverified(length))
     }
 }
 

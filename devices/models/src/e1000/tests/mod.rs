@@ -107,10 +107,10 @@ impl net::Backend for Wire {
         self.state().flushes += 1;
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<net::Received> {
         let frame = self.state().arriving.pop_front()?;
         buffer[..frame.len()].copy_from_slice(&frame);
-        Some(frame.len())
+        Some(net::Received::unverified(frame.len()))
     }
 }
 
