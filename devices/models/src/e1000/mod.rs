@@ -7,14 +7,14 @@
 //! at the end of each batch instead), flow control, wake-up, management, and the packet buffer's diagnostics. Backends
 //! carry no FCS: the receiver makes a right one where RCTL.SECRC leaves it, and the transmitter drops a frame whose own
 //! is wrong.
-//!
-//! A narrow write to a register changes the bytes it covers. The I/O window takes only 32-bit writes (section 13.2.2).
 
+mod access;
 mod checksum;
 mod config;
 mod eeprom;
 mod filter;
 mod interrupt;
+mod link;
 mod parse;
 mod phy;
 mod queue;
@@ -34,14 +34,13 @@ use pci::{
     Bar, Bus, Capability, Identity, LoadError, Saved,
     regs::{self, Regs},
 };
-use tracing::trace;
 
 pub use config::{Config, MacAddress};
 use eeprom::Eeprom;
 use interrupt::Interrupts;
 use phy::Phy;
 use rx::Receiver;
-use spec::bits::{Causes, Ctrl, CtrlExt, Eecd, Eerd, Mdic, Rah, Status};
+use spec::bits::Rah;
 use tx::Transmitter;
 
 /// Makes a controller by its configuration, with its backend open.
@@ -141,43 +140,6 @@ impl Controller {
         self.regs.set(spec::RAH, high.into_bits());
     }
 
-    /// Whether frames pass between the MAC and the partner.
-    fn link_up(&self) -> bool {
-        Status::from_bits(self.regs.get(spec::STATUS)).link_up()
-    }
-
-    /// Brings Device Status to what CTRL and the PHY make of it. Returns whether the link came or went.
-    fn update_status(&mut self) -> bool {
-        let ctrl = Ctrl::from_bits(self.regs.get(spec::CTRL));
-        let was_up = self.link_up();
-        let is_up = self.phy.link() && ctrl.set_link_up();
-        let status = Status::new()
-            .with_link_up(is_up)
-            .with_full_duplex(if ctrl.force_duplex() {
-                ctrl.full_duplex()
-            } else {
-                self.phy.full_duplex()
-            })
-            .with_speed(if ctrl.force_speed() {
-                ctrl.speed()
-            } else {
-                self.phy.speed()
-            })
-            .with_detected_speed(self.phy.speed())
-            .with_pci66(true);
-        self.regs.set(spec::STATUS, status.into_bits());
-        was_up != is_up
-    }
-
-    /// As [`Controller::update_status`], and tells the guest. `interrupted`: the link was away for a moment.
-    fn update_link(&mut self, bus: &mut Bus<'_>, interrupted: bool) {
-        let changed = self.update_status();
-        if changed || interrupted && self.link_up() {
-            let causes = Causes::new().with_link_change(true);
-            self.interrupts.raise(&mut self.regs, bus, causes);
-        }
-    }
-
     /// Tells the backend what there is to wait for.
     fn settle(&mut self) {
         let interest = net::Interest {
@@ -187,120 +149,6 @@ impl Controller {
         if interest != self.interest {
             self.interest = interest;
             self.backend.wait_for(interest);
-        }
-    }
-
-    fn read_register(&mut self, bus: &mut Bus<'_>, at: u32) -> u32 {
-        let Some(register) = self.regs.canonical(at) else {
-            return 0;
-        };
-        let value = self.regs.read(register);
-        match register {
-            spec::ICR => self.interrupts.update(&self.regs, bus),
-            spec::GORCH => statistics::clear_pair(&mut self.regs, spec::GORCL, spec::GORCH),
-            spec::GOTCH => statistics::clear_pair(&mut self.regs, spec::GOTCL, spec::GOTCH),
-            spec::TORH => statistics::clear_pair(&mut self.regs, spec::TORL, spec::TORH),
-            spec::TOTH => statistics::clear_pair(&mut self.regs, spec::TOTL, spec::TOTH),
-            _ => {}
-        }
-        trace!(register = %self.regs.name(at), value, "read");
-        value
-    }
-
-    fn write_register(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
-        let Some(register) = self.regs.canonical(at) else {
-            return;
-        };
-        trace!(register = %self.regs.name(at), data, lanes, "write");
-        let now = self.regs.write(register, data, lanes);
-        match register {
-            spec::TDT => self.write_transmit_tail(bus),
-            spec::RDT | spec::RCTL => self.resume_receive(bus),
-            spec::TCTL => self.transmit(bus),
-            spec::ICR => self.interrupts.update(&self.regs, bus),
-            spec::ICS => self.interrupts.write_set(&mut self.regs, bus, data),
-            spec::IMS => self.interrupts.write_mask_set(&mut self.regs, bus, data),
-            spec::IMC => self.interrupts.write_mask_clear(&mut self.regs, bus, data),
-            spec::CTRL => self.write_control(bus, Ctrl::from_bits(data)),
-            spec::CTRL_EXT if CtrlExt::from_bits(data).eeprom_reset() => self.load_eeprom(),
-            spec::EECD => {
-                let eecd = self.eeprom.drive(Eecd::from_bits(now));
-                self.regs.set(spec::EECD, eecd.into_bits());
-            }
-            spec::EERD => {
-                let command = Eerd::from_bits(data);
-                if command.start() {
-                    let answer = self.eeprom.read(command);
-                    self.regs.set(spec::EERD, answer.into_bits());
-                }
-            }
-            spec::MDIC => self.write_mdi_control(bus, Mdic::from_bits(data)),
-            // What receive does not take of the 64 KiB is transmit's.
-            spec::PBA => self.regs.set(
-                spec::PBA,
-                64u32.saturating_sub(now & 0x7f) << 16 | now & 0x7f,
-            ),
-            _ => {}
-        }
-    }
-
-    fn write_control(&mut self, bus: &mut Bus<'_>, asked: Ctrl) {
-        if asked.reset() {
-            self.reset_by_software(bus);
-            return;
-        }
-        if asked.phy_reset() {
-            self.phy.reset();
-        }
-        self.update_link(bus, asked.phy_reset());
-    }
-
-    /// One MDIO transaction, section 13.4.8; it is over at once.
-    fn write_mdi_control(&mut self, bus: &mut Bus<'_>, asked: Mdic) {
-        const WRITE: u8 = 1;
-        const READ: u8 = 2;
-        let mut answer = asked.with_ready(true).with_error(false);
-        let mut interrupted = false;
-        match asked.operation() {
-            _ if asked.phy() != spec::phy::ADDRESS => answer.set_error(true),
-            READ => answer.set_data(self.phy.read(asked.register())),
-            WRITE => interrupted = self.phy.write(asked.register(), asked.data()),
-            _ => answer.set_error(true),
-        }
-        self.regs.set(spec::MDIC, answer.into_bits());
-        self.update_link(bus, interrupted);
-        if asked.interrupt() {
-            let causes = Causes::new().with_mdio_complete(true);
-            self.interrupts.raise(&mut self.regs, bus, causes);
-        }
-    }
-
-    /// The register behind IODATA, section 13.2.2.1: not the Flash, which this board has none of.
-    fn io_register(&self) -> Option<u32> {
-        (self.io_address < spec::MEMORY_BAR_BYTES).then_some(self.io_address & !3)
-    }
-
-    fn read_io(&mut self, bus: &mut Bus<'_>, at: u32) -> u32 {
-        match at {
-            spec::IOADDR => self.io_address,
-            spec::IODATA => match self.io_register() {
-                Some(register) => self.read_register(bus, register),
-                None => 0,
-            },
-            _ => 0,
-        }
-    }
-
-    fn write_io(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
-        match at {
-            _ if lanes != u32::MAX => {}
-            spec::IOADDR => self.io_address = data & spec::IOADDR_WRITABLE,
-            spec::IODATA => {
-                if let Some(register) = self.io_register() {
-                    self.write_register(bus, register, data, lanes);
-                }
-            }
-            _ => {}
         }
     }
 }

@@ -1,0 +1,100 @@
+//! What reading and writing a register does, beyond its value: the one place that knows every side effect.
+//!
+//! A narrow write to a register changes the bytes it covers. The I/O window takes only 32-bit writes (section 13.2.2).
+
+use pci::Bus;
+use tracing::trace;
+
+use super::{
+    Controller,
+    spec::{
+        self,
+        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic},
+    },
+    statistics,
+};
+
+impl Controller {
+    pub(super) fn read_register(&mut self, bus: &mut Bus<'_>, at: u32) -> u32 {
+        let Some(register) = self.regs.canonical(at) else {
+            return 0;
+        };
+        let value = self.regs.read(register);
+        match register {
+            spec::ICR => self.interrupts.update(&self.regs, bus),
+            spec::GORCH => statistics::clear_pair(&mut self.regs, spec::GORCL, spec::GORCH),
+            spec::GOTCH => statistics::clear_pair(&mut self.regs, spec::GOTCL, spec::GOTCH),
+            spec::TORH => statistics::clear_pair(&mut self.regs, spec::TORL, spec::TORH),
+            spec::TOTH => statistics::clear_pair(&mut self.regs, spec::TOTL, spec::TOTH),
+            _ => {}
+        }
+        trace!(register = %self.regs.name(at), value, "read");
+        value
+    }
+
+    pub(super) fn write_register(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
+        let Some(register) = self.regs.canonical(at) else {
+            return;
+        };
+        trace!(register = %self.regs.name(at), data, lanes, "write");
+        let now = self.regs.write(register, data, lanes);
+        match register {
+            spec::TDT => self.write_transmit_tail(bus),
+            spec::RDT | spec::RCTL => self.resume_receive(bus),
+            spec::TCTL => self.transmit(bus),
+            spec::ICR => self.interrupts.update(&self.regs, bus),
+            spec::ICS => self.interrupts.write_set(&mut self.regs, bus, data),
+            spec::IMS => self.interrupts.write_mask_set(&mut self.regs, bus, data),
+            spec::IMC => self.interrupts.write_mask_clear(&mut self.regs, bus, data),
+            spec::CTRL => self.write_control(bus, Ctrl::from_bits(data)),
+            spec::CTRL_EXT if CtrlExt::from_bits(data).eeprom_reset() => self.load_eeprom(),
+            spec::EECD => {
+                let eecd = self.eeprom.drive(Eecd::from_bits(now));
+                self.regs.set(spec::EECD, eecd.into_bits());
+            }
+            spec::EERD => {
+                let command = Eerd::from_bits(data);
+                if command.start() {
+                    let answer = self.eeprom.read(command);
+                    self.regs.set(spec::EERD, answer.into_bits());
+                }
+            }
+            spec::MDIC => self.write_mdi_control(bus, Mdic::from_bits(data)),
+            // What receive does not take of the 64 KiB is transmit's.
+            spec::PBA => self.regs.set(
+                spec::PBA,
+                64u32.saturating_sub(now & 0x7f) << 16 | now & 0x7f,
+            ),
+            _ => {}
+        }
+    }
+
+    /// The register behind IODATA, section 13.2.2.1: not the Flash, which this board has none of.
+    fn io_register(&self) -> Option<u32> {
+        (self.io_address < spec::MEMORY_BAR_BYTES).then_some(self.io_address & !3)
+    }
+
+    pub(super) fn read_io(&mut self, bus: &mut Bus<'_>, at: u32) -> u32 {
+        match at {
+            spec::IOADDR => self.io_address,
+            spec::IODATA => match self.io_register() {
+                Some(register) => self.read_register(bus, register),
+                None => 0,
+            },
+            _ => 0,
+        }
+    }
+
+    pub(super) fn write_io(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
+        match at {
+            _ if lanes != u32::MAX => {}
+            spec::IOADDR => self.io_address = data & spec::IOADDR_WRITABLE,
+            spec::IODATA => {
+                if let Some(register) = self.io_register() {
+                    self.write_register(bus, register, data, lanes);
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The link, section 8.6: what CTRL, the PHY and the cable make of Device Status, and how the guest hears of it.
+
+use pci::Bus;
+
+use super::{
+    Controller,
+    spec::{
+        self,
+        bits::{Causes, Ctrl, Mdic, Status},
+    },
+};
+
+impl Controller {
+    /// Whether frames pass between the MAC and the partner.
+    pub(super) fn link_up(&self) -> bool {
+        Status::from_bits(self.regs.get(spec::STATUS)).link_up()
+    }
+
+    /// Brings Device Status to what CTRL and the PHY make of it. Returns whether the link came or went.
+    pub(super) fn update_status(&mut self) -> bool {
+        let ctrl = Ctrl::from_bits(self.regs.get(spec::CTRL));
+        let was_up = self.link_up();
+        let is_up = self.phy.link() && ctrl.set_link_up();
+        let status = Status::new()
+            .with_link_up(is_up)
+            .with_full_duplex(if ctrl.force_duplex() {
+                ctrl.full_duplex()
+            } else {
+                self.phy.full_duplex()
+            })
+            .with_speed(if ctrl.force_speed() {
+                ctrl.speed()
+            } else {
+                self.phy.speed()
+            })
+            .with_detected_speed(self.phy.speed())
+            .with_pci66(true);
+        self.regs.set(spec::STATUS, status.into_bits());
+        was_up != is_up
+    }
+
+    /// As [`Controller::update_status`], and tells the guest. `interrupted`: the link was away for a moment.
+    fn update_link(&mut self, bus: &mut Bus<'_>, interrupted: bool) {
+        let changed = self.update_status();
+        if changed || interrupted && self.link_up() {
+            let causes = Causes::new().with_link_change(true);
+            self.interrupts.raise(&mut self.regs, bus, causes);
+        }
+    }
+
+    pub(super) fn write_control(&mut self, bus: &mut Bus<'_>, asked: Ctrl) {
+        if asked.reset() {
+            self.reset_by_software(bus);
+            return;
+        }
+        if asked.phy_reset() {
+            self.phy.reset();
+        }
+        self.update_link(bus, asked.phy_reset());
+    }
+
+    /// One MDIO transaction, section 13.4.7; it is over at once.
+    pub(super) fn write_mdi_control(&mut self, bus: &mut Bus<'_>, asked: Mdic) {
+        const WRITE: u8 = 1;
+        const READ: u8 = 2;
+        let mut answer = asked.with_ready(true).with_error(false);
+        let mut interrupted = false;
+        match asked.operation() {
+            _ if asked.phy() != spec::phy::ADDRESS => answer.set_error(true),
+            READ => answer.set_data(self.phy.read(asked.register())),
+            WRITE => interrupted = self.phy.write(asked.register(), asked.data()),
+            _ => answer.set_error(true),
+        }
+        self.regs.set(spec::MDIC, answer.into_bits());
+        self.update_link(bus, interrupted);
+        if asked.interrupt() {
+            let causes = Causes::new().with_mdio_complete(true);
+            self.interrupts.raise(&mut self.regs, bus, causes);
+        }
+    }
+}
