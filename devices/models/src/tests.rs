@@ -72,6 +72,8 @@ fn the_field_that_is_wrong_is_named() {
         (json!({"mac": "00:00:00:00:00:00"}), "mac"),
         (json!({"mac": "ff:ff:ff:ff:ff:ff"}), "mac"),
         (json!({"mac": "01:00:5e:00:00:01"}), "mac"),
+        (json!({"link": "off"}), "link"),
+        (json!({"link": true}), "link"),
         (json!({"mtu": 1500}), "mtu"),
         (json!({"net": {"tap": {"ifname": 1}}}), "net.tap.ifname"),
         (

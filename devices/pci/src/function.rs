@@ -194,7 +194,7 @@ impl<D: Device> Function<D> {
         self.software_resets
     }
 
-    fn split<'a>(&'a mut self, lent: &'a mut Lent) -> (&'a mut D, Bus<'a>) {
+    pub(crate) fn split<'a>(&'a mut self, lent: &'a mut Lent) -> (&'a mut D, Bus<'a>) {
         let Self {
             device,
             config,

@@ -25,7 +25,7 @@ use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
 use vfio_user::{Access, Device as _, IrqAction, Irqs, Lent, Migration as _};
 
 use crate::{
-    Device, Function, LoadError,
+    Bus, Device, Function, LoadError,
     bus::{ERROR, INTX},
 };
 
@@ -156,6 +156,12 @@ impl<D: Device> Guest<D> {
             .set_mask(INTX, 0, 1, false, |_| true)
             .unwrap();
         came
+    }
+
+    /// What the host does to the device, with the bus.
+    pub fn with_device<R>(&mut self, act: impl FnOnce(&mut D, &mut Bus<'_>) -> R) -> R {
+        let (device, mut bus) = self.function.split(&mut self.lent);
+        act(device, &mut bus)
     }
 
     /// Takes the file behind guest memory away, as a client can at any time.

@@ -14,9 +14,24 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "MacAddress")]
     pub mac: Option<MacAddress>,
+    /// Whether the card's cable is plugged in. The guest sees a cable that is pulled as it would on a card: it has no
+    /// link, and what is sent to it meanwhile is lost.
+    #[serde(default)]
+    pub link: Link,
     /// Where the card's frames go; by default nowhere.
     #[serde(default)]
     pub net: net::Config,
+}
+
+/// Whether a cable is plugged in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// It is.
+    #[default]
+    Up,
+    /// It is not.
+    Down,
 }
 
 /// The MAC address of one station.

@@ -35,7 +35,7 @@ use pci::{
     regs::{self, Regs},
 };
 
-pub use config::{Config, MacAddress};
+pub use config::{Config, Link, MacAddress};
 use eeprom::Eeprom;
 use interrupt::Interrupts;
 use phy::Phy;
@@ -49,7 +49,11 @@ use tx::Transmitter;
 /// When the backend can't be opened.
 pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Error> {
     let mac = config.mac.unwrap_or_else(|| MacAddress::made_up(seed));
-    Ok(Controller::new(mac, net::open(&config.net)?))
+    let mut controller = Controller::new(mac, net::open(&config.net)?);
+    controller.phy.set_cable(config.link == Link::Up);
+    controller.cable = config.link;
+    controller.update_status();
+    Ok(controller)
 }
 
 /// The controller.
@@ -59,6 +63,8 @@ pub struct Controller {
     io_address: u32,
     eeprom: Eeprom,
     phy: Phy,
+    /// The host's, and not part of a saved state: the PHY is told when it is another one there.
+    cable: Link,
     tx: Transmitter,
     rx: Receiver,
     interrupts: Interrupts,
@@ -78,6 +84,7 @@ impl Controller {
             io_address: 0,
             eeprom: Eeprom::new(mac.0),
             phy: Phy::new(),
+            cable: Link::Up,
             tx: Transmitter::new(),
             rx: Receiver::new(),
             interrupts: Interrupts::default(),
@@ -198,6 +205,7 @@ impl pci::Device for Controller {
             io_address,
             eeprom,
             phy,
+            cable: _,
             tx,
             rx,
             interrupts,
@@ -227,6 +235,7 @@ impl pci::Device for Controller {
             rx,
             interrupts: _,
             // The host's.
+            cable: _,
             backend: _,
             // What follows from the rest.
             interest: _,
@@ -256,7 +265,7 @@ impl pci::Device for Controller {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if self.tx.more || self.rx.more {
+        if self.tx.more || self.rx.more || !self.cable_is_known() {
             Some(self.past)
         } else {
             self.backend.deadline()
@@ -265,6 +274,7 @@ impl pci::Device for Controller {
 
     fn run(&mut self, bus: &mut Bus<'_>, now: Instant) {
         self.backend.run(now);
+        self.follow_cable(bus);
         self.transmit(bus);
         self.receive(bus);
         self.settle();

@@ -60,6 +60,8 @@ pub(super) struct Phy {
     registers: [u16; REGISTERS],
     /// The link was lost since Status was read: its bit latches low.
     link_lost: bool,
+    /// There is a cable with the partner at its other end.
+    cable: bool,
 }
 
 impl Phy {
@@ -67,6 +69,7 @@ impl Phy {
         let mut phy = Self {
             registers: [0; REGISTERS],
             link_lost: false,
+            cable: true,
         };
         phy.reset();
         phy
@@ -77,6 +80,7 @@ impl Phy {
         let Self {
             registers,
             link_lost,
+            cable: _,
         } = self;
         *registers = [0; REGISTERS];
         *link_lost = false;
@@ -89,10 +93,12 @@ impl Phy {
         let Self {
             registers,
             link_lost,
+            cable,
         } = self;
         state::Phy {
             registers: registers.to_vec(),
             link_lost: *link_lost,
+            cable: *cable,
         }
     }
 
@@ -100,6 +106,7 @@ impl Phy {
         let state::Phy {
             registers,
             link_lost,
+            cable,
         } = saved;
         let Ok(registers) = registers.as_slice().try_into() else {
             let problem = format!("are {}, not {REGISTERS}", registers.len());
@@ -116,6 +123,7 @@ impl Phy {
         Ok(Self {
             registers,
             link_lost: *link_lost,
+            cable: *cable,
         })
     }
 
@@ -126,7 +134,19 @@ impl Phy {
     /// Whether there is a link to the partner.
     pub(super) fn link(&self) -> bool {
         let control = self.control();
-        !control.power_down() && !control.isolate() && !control.loopback()
+        self.cable && !control.power_down() && !control.isolate() && !control.loopback()
+    }
+
+    /// Whether there is a cable.
+    pub(super) fn cable(&self) -> bool {
+        self.cable
+    }
+
+    /// Plugs the cable in, or pulls it.
+    pub(super) fn set_cable(&mut self, cable: bool) {
+        let had_link = self.link();
+        self.cable = cable;
+        self.link_lost |= had_link && !self.link();
     }
 
     /// Whether what is sent comes back.

@@ -7,7 +7,7 @@ use pci::{regs, saved::Bytes};
 use serde::{Deserialize, Serialize};
 
 /// The version of this format.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The whole controller.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub(super) struct Eeprom {
 pub(super) struct Phy {
     pub(super) registers: Vec<u16>,
     pub(super) link_lost: bool,
+    /// There was a cable: where the state is loaded, another one may be plugged in or not.
+    pub(super) cable: bool,
 }
 
 /// The transmitter between descriptors.

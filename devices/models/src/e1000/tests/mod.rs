@@ -17,7 +17,7 @@ use std::{
 use net::{Full, Interest, Offload, Offloads};
 use pci::testing::Guest;
 
-use super::{Controller, MacAddress};
+use super::{Controller, Link, MacAddress};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 

@@ -243,6 +243,41 @@ fn the_link_comes_with_slu_and_goes_with_the_phys_power() {
 }
 
 #[test]
+fn a_pulled_cable_is_a_lost_link() {
+    let mut driver = Driver::receiving(8, 0);
+    driver.read(ICR);
+    driver.write(IMS, LSC);
+    driver.wire.arrive(&frame(MAC, 60));
+    driver
+        .guest
+        .with_device(|device, bus| device.set_link(bus, Link::Down));
+    assert!(driver.guest.interrupted());
+    assert_eq!(driver.read(STATUS) & 2, 0);
+    assert_eq!(driver.read(ICR), LSC);
+    assert_eq!(
+        mdi_read(&mut driver, 1) & 0x24,
+        0,
+        "no link, nothing agreed"
+    );
+    assert_eq!(mdi_read(&mut driver, 17) & 0x0400, 0);
+    driver.guest.run_until_idle();
+    assert!(driver.wire.state().arriving.is_empty(), "lost");
+    assert_eq!(driver.read(RDH), 0);
+    driver
+        .guest
+        .with_device(|device, bus| device.set_link(bus, Link::Down));
+    assert_eq!(driver.read(ICR), 0, "nothing has changed");
+    driver.guest.reset();
+    driver.set_link_up();
+    assert_eq!(driver.read(STATUS) & 2, 0, "a reset plugs no cable in");
+    driver
+        .guest
+        .with_device(|device, bus| device.set_link(bus, Link::Up));
+    assert_eq!(driver.read(ICR), LSC);
+    assert_eq!(driver.read(STATUS) & 2, 2);
+}
+
+#[test]
 fn negotiating_anew_is_a_link_change() {
     let mut driver = Driver::new();
     driver.set_link_up();

@@ -426,6 +426,30 @@ fn what_can_not_be_is_refused_by_name() {
     }
 }
 
+#[test]
+fn the_cable_is_that_of_the_host() {
+    let mut driver = driver(false);
+    driver.read(ICR);
+    let mut controller = Controller::new(MacAddress(MAC), Box::new(driver.wire.clone()));
+    controller.cable = Link::Down;
+    let mut there = Driver {
+        guest: driver.guest.moved_to(controller).unwrap(),
+        ..driver
+    };
+    assert_eq!(there.read(STATUS) & 2, 2, "nobody has looked yet");
+    let mut there = moved(there);
+    there.guest.run_until_idle();
+    assert_eq!((there.read(STATUS) & 2, there.read(ICR)), (2, 0));
+    let mut controller = Controller::new(MacAddress(MAC), Box::new(there.wire.clone()));
+    controller.cable = Link::Down;
+    let mut back = Driver {
+        guest: there.guest.moved_to(controller).unwrap(),
+        ..there
+    };
+    back.guest.run_until_idle();
+    assert_eq!((back.read(STATUS) & 2, back.read(ICR)), (0, 4));
+}
+
 /// A packet that waited for a backend that sums and cuts is finished here, for one that does not.
 #[test]
 fn a_backend_that_does_less_gets_the_same_frames() {
