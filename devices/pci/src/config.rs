@@ -5,7 +5,10 @@
 
 use bitfield_struct::bitfield;
 
-use crate::saved::{Bytes, LoadError};
+use crate::{
+    rom::Rom,
+    saved::{Bytes, LoadError},
+};
 
 /// Bytes of conventional configuration space, all that this function has.
 pub(crate) const CONFIG_BYTES: usize = 256;
@@ -13,6 +16,7 @@ pub(crate) const CONFIG_BYTES: usize = 256;
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const BAR0: usize = 0x10;
+const EXPANSION_ROM: usize = 0x30;
 const CAPABILITIES_POINTER: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 
@@ -102,6 +106,8 @@ pub struct Identity {
     pub interrupt_pin: bool,
     /// Base Address Registers 0 to 5.
     pub bars: [Option<Bar>; 6],
+    /// The expansion ROM.
+    pub rom: Option<Rom>,
     /// Capabilities in the order of the list, each with its offset.
     pub capabilities: Vec<(u8, Capability)>,
 }
@@ -260,6 +266,11 @@ impl ConfigSpace {
                 BAR0 + 4 * index,
                 &(!(size_bytes - 1)).to_le_bytes(),
             );
+        }
+        if let Some(rom) = &identity.rom {
+            // Section 6.2.5.2: an address, and in bit 0 whether the function decodes it. The client decodes, and knows.
+            let writable = !(rom.size_bytes() - 1) | 1;
+            put(&mut self.writable, EXPANSION_ROM, &writable.to_le_bytes());
         }
     }
 
@@ -422,6 +433,25 @@ mod tests {
         assert_eq!(read32(&space, 0x14), 0xffff_ffc1);
         assert_eq!(read32(&space, 0x18), 0);
         assert_eq!(read32(&space, 0x30), 0, "no expansion ROM");
+    }
+
+    #[test]
+    fn the_expansion_rom_is_sized_and_enabled_in_one_register() {
+        let mut space = space();
+        assert_eq!(read32(&space, 0x30), 0);
+        space.write(0x30, &0xffff_f800u32.to_le_bytes());
+        assert_eq!(read32(&space, 0x30), 0);
+        let rom = Rom::of(&[0x55, 0xaa]).in_at_least(0x4_0000);
+        let mut space = ConfigSpace::new(&Identity {
+            rom: Some(rom),
+            ..Identity::default()
+        });
+        space.write(0x30, &0xffff_f800u32.to_le_bytes());
+        assert_eq!(read32(&space, 0x30), 0xfffc_0000);
+        space.write(0x30, &0xffff_ffffu32.to_le_bytes());
+        assert_eq!(read32(&space, 0x30), 0xfffc_0001);
+        space.reset();
+        assert_eq!(read32(&space, 0x30), 0);
     }
 
     #[test]

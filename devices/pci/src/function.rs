@@ -14,10 +14,13 @@ use crate::{
     Device, LoadError, Saved,
     bus::{Bus, Clock, ERROR, INTX},
     config::{CONFIG_BYTES, ConfigSpace},
+    rom::Rom,
     saved::{self, Bytes},
 };
 
 const BAR_COUNT: usize = 6;
+/// The region of the expansion ROM.
+const ROM: u32 = bindings::VFIO_PCI_ROM_REGION_INDEX;
 /// The version of [`State`].
 const FORMAT: u32 = 1;
 /// A saved state that is longer is not looked at. Models keep well below it: what they hold is at most a few frames.
@@ -42,6 +45,7 @@ pub struct NoRequest;
 pub struct Function<D> {
     device: D,
     config: ConfigSpace,
+    rom: Option<Rom>,
     running: bool,
     /// Why the last state was not loaded, until somebody asks.
     refused: Option<LoadError>,
@@ -63,6 +67,11 @@ impl<D: Device> Function<D> {
             region.size_bytes = bar.map_or(0, |bar| u64::from(bar.size_bytes()));
         }
         regions[bindings::VFIO_PCI_CONFIG_REGION_INDEX as usize].size_bytes = CONFIG_BYTES as u64;
+        if let Some(rom) = &identity.rom {
+            let region = &mut regions[ROM as usize];
+            region.size_bytes = rom.size_bytes().into();
+            region.access.write = false;
+        }
         let mut irqs = [IrqInfo::default(); _];
         irqs[INTX as usize] = IrqInfo {
             count: identity.interrupt_pin.into(),
@@ -78,6 +87,7 @@ impl<D: Device> Function<D> {
         Self {
             config: ConfigSpace::new(&identity),
             device,
+            rom: identity.rom,
             running: true,
             refused: None,
             error_told: false,
@@ -157,6 +167,7 @@ impl<D: Device> Function<D> {
             software_resets: _,
             clock,
             // What follows from the model's identity.
+            rom: _,
             regions: _,
             irqs: _,
         } = self;
@@ -261,6 +272,12 @@ impl<D: Device> vfio_user::Device for Function<D> {
         } else if let Some(bar) = self.bar(region) {
             let (device, mut bus) = self.split(lent);
             device.read(&mut bus, bar, offset, data);
+        } else if let Some(rom) = self
+            .rom
+            .as_ref()
+            .filter(|_| region == ROM && self.config.is_on())
+        {
+            rom.read(offset, data);
         } else {
             // Nobody answers: master abort.
             data.fill(0xff);
@@ -345,6 +362,7 @@ mod tests {
             Identity {
                 interrupt_pin: true,
                 bars,
+                rom: Some(Rom::of(&[0x55, 0xaa, 1])),
                 capabilities: vec![(0x40, Capability::PowerManagement)],
                 ..Identity::default()
             }
@@ -396,6 +414,27 @@ mod tests {
         guest.config_write(0x44, &[0]);
         assert!(!guest.interrupted());
         assert_eq!((byte(&mut guest, 0), byte(&mut guest, 2)), (0, 0));
+    }
+
+    #[test]
+    fn the_expansion_rom_is_a_region_that_is_only_read() {
+        let function = Function::new(Scratch([0; 4]));
+        // VFIO_PCI_ROM_REGION_INDEX.
+        let region = &function.regions()[6];
+        assert_eq!(region.size_bytes, 2048);
+        assert!(region.access.read && !region.access.write);
+        let mut guest = Guest::new(Scratch([0; 4]));
+        let mut bytes = [0; 4];
+        guest.read(6, 0, &mut bytes);
+        assert_eq!(bytes, [0x55, 0xaa, 1, 0xff]);
+        guest.try_write(6, 0, &[0]).unwrap();
+        guest.read(6, 2044, &mut bytes);
+        assert_eq!(bytes, [0xff; 4]);
+        guest.read(6, 0, &mut bytes);
+        assert_eq!(bytes[0], 0x55);
+        guest.config_write(0x44, &[3]);
+        guest.read(6, 0, &mut bytes);
+        assert_eq!(bytes, [0xff; 4], "in D3hot nobody answers");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A PCI function: configuration space, BARs, INTx, and the [`Device`] trait that a model implements.
+//! A PCI function: configuration space, BARs, expansion ROM, INTx, and the [`Device`] trait that a model implements.
 //!
 //! [`Function`] wraps a model and is what the vfio-user server serves. The model sees BAR accesses with offsets inside the
 //! BAR, and a [`Bus`] lent for each call; it knows neither the transport nor where its BARs are mapped.
@@ -7,6 +7,7 @@ mod bus;
 mod config;
 mod function;
 pub mod regs;
+mod rom;
 pub mod saved;
 
 #[cfg(any(test, feature = "testing"))]
@@ -17,6 +18,7 @@ use std::{os::fd::BorrowedFd, time::Instant};
 pub use bus::{Bus, BusError};
 pub use config::{Bar, Capability, Command, ConfigSpace, Identity};
 pub use function::{Function, NoRequest};
+pub use rom::{Rom, RomError};
 pub use saved::{LoadError, Saved};
 
 /// A device model: what lies behind the BARs.
@@ -24,7 +26,7 @@ pub use saved::{LoadError, Saved};
 /// Every method runs on the one loop of the device's process, never blocks, and bounds its work: what is left over is
 /// announced through [`Device::deadline`] and done in the next [`Device::run`].
 pub trait Device {
-    /// Ids, BARs, interrupt pin and capabilities; asked once, when the function is made.
+    /// Ids, BARs, expansion ROM, interrupt pin and capabilities; asked once, when the function is made.
     fn identity(&self) -> Identity;
 
     /// The guest reads `data.len()` bytes (1, 2, 4 or 8 when a CPU does it, anything when a client is odd) at `offset` of

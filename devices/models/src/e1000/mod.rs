@@ -180,6 +180,7 @@ impl pci::Device for Controller {
             max_lat: 0,
             interrupt_pin: true,
             bars,
+            rom: None,
             capabilities: vec![(0xdc, Capability::PowerManagement)],
         }
     }
