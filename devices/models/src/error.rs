@@ -1,6 +1,7 @@
 //! Why a device could not be made, in terms of its configuration.
 
 pub use net::Kind;
+use pci::RomError;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::Model;
@@ -49,6 +50,22 @@ impl From<net::Error> for Error {
         Self {
             field: Some(field),
             kind: error.kind(),
+            message: chain(&error),
+        }
+    }
+}
+
+/// Why an expansion ROM, configured in a model's field `rom_file`, could not be read.
+impl From<RomError> for Error {
+    fn from(error: RomError) -> Self {
+        Self {
+            field: Some("rom_file".to_owned()),
+            kind: match error {
+                RomError::Missing { .. } => Kind::NotFound,
+                RomError::Permission { .. } => Kind::Permission,
+                RomError::Read { .. } => Kind::Internal,
+                _ => Kind::Invalid,
+            },
             message: chain(&error),
         }
     }

@@ -97,3 +97,33 @@ fn a_configuration_that_is_no_object_has_no_field() {
     assert_eq!(refuse(json!([1])).field, None);
     assert_eq!(refuse(json!("x")).field, None);
 }
+
+#[test]
+fn an_expansion_rom_comes_from_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("card.rom");
+    let config = json!({"rom_file": path});
+    let error = refuse(config.clone());
+    assert_eq!(error.kind, Kind::NotFound);
+    assert_eq!(error.field.as_deref(), Some("rom_file"));
+    std::fs::write(&path, "no ROM").unwrap();
+    let error = refuse(config.clone());
+    assert_eq!(error.kind, Kind::Invalid);
+    assert!(error.message.contains("card.rom"), "{error}");
+    let mut image = vec![0; 1024];
+    image[..3].copy_from_slice(&[0x55, 0xaa, 2]);
+    image[0x18] = 0x1c;
+    image[0x1c..0x24].copy_from_slice(b"PCIR\x86\x80\x0e\x10");
+    image[0x2c] = 2;
+    std::fs::write(&path, &image).unwrap();
+    let mut guest = pci::testing::Guest::new(open("e1000", config, SEED).unwrap());
+    let mut register = [0; 4];
+    guest.config_write(0x30, &[0xff; 4]);
+    guest.config_read(0x30, &mut register);
+    assert_eq!(register, [1, 0, 0xff, 0xff], "64 KiB, the smallest Flash");
+    // VFIO_PCI_ROM_REGION_INDEX.
+    let mut content = vec![0; 2048];
+    guest.read(6, 0, &mut content);
+    assert_eq!(content[..1024], image);
+    assert!(content[1024..].iter().all(|byte| *byte == 0xff));
+}

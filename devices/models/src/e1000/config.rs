@@ -1,6 +1,6 @@
 //! What an operator chooses for an e1000. The documentation of these types is the help text of `vfuctl create e1000`.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, fmt, path::PathBuf, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -14,6 +14,11 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "MacAddress")]
     pub mac: Option<MacAddress>,
+    /// Path of an expansion ROM, which lets a guest boot from the network: iPXE's for this card is pxe-e1000.rom (BIOS) or
+    /// efi-e1000.rom (BIOS and UEFI) in Debian's package ipxe-qemu. It is read when the device starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "PathBuf")]
+    pub rom_file: Option<PathBuf>,
     /// Whether the card's cable is plugged in. The guest sees a cable that is pulled as it would on a card: it has no
     /// link, and what is sent to it meanwhile is lost.
     #[serde(default)]

@@ -28,12 +28,13 @@ mod tests;
 mod tx;
 mod wire;
 
-use std::{os::fd::BorrowedFd, time::Instant};
+use std::{os::fd::BorrowedFd, path::Path, time::Instant};
 
 use pci::{
-    Bar, Bus, Capability, Identity, LoadError, Saved,
+    Bar, Bus, Capability, Identity, LoadError, Rom, Saved,
     regs::{self, Regs},
 };
+use tracing::warn;
 
 pub use config::{Config, Link, MacAddress};
 use eeprom::Eeprom;
@@ -46,14 +47,25 @@ use tx::Transmitter;
 /// Makes a controller by its configuration, with its backend open.
 ///
 /// # Errors
-/// When the backend can't be opened.
+/// When the expansion ROM can't be read, or the backend can't be opened.
 pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Error> {
     let mac = config.mac.unwrap_or_else(|| MacAddress::made_up(seed));
+    let rom = config.rom_file.as_deref().map(open_rom).transpose()?;
     let mut controller = Controller::new(mac, net::open(&config.net)?);
+    controller.rom = rom;
     controller.phy.set_cable(config.link == Link::Up);
     controller.cable = config.link;
     controller.update_status();
     Ok(controller)
+}
+
+fn open_rom(path: &Path) -> Result<Rom, crate::Error> {
+    let rom = Rom::open(path, crate::E1000.vendor_id, crate::E1000.device_id)?;
+    if let Some(device) = rom.made_for() {
+        let path = path.display();
+        warn!(%path, "the expansion ROM is for the device {device:04x}: guests see it as this card's");
+    }
+    Ok(rom.in_at_least(spec::FLASH_BYTES_MIN))
 }
 
 /// The controller.
@@ -68,6 +80,7 @@ pub struct Controller {
     tx: Transmitter,
     rx: Receiver,
     interrupts: Interrupts,
+    rom: Option<Rom>,
     backend: Box<dyn net::Backend>,
     /// What the backend was told to wait for.
     interest: net::Interest,
@@ -88,6 +101,7 @@ impl Controller {
             tx: Transmitter::new(),
             rx: Receiver::new(),
             interrupts: Interrupts::default(),
+            rom: None,
             backend,
             interest: net::Interest::default(),
             past: Instant::now(),
@@ -180,7 +194,7 @@ impl pci::Device for Controller {
             max_lat: 0,
             interrupt_pin: true,
             bars,
-            rom: None,
+            rom: self.rom.clone(),
             capabilities: vec![(0xdc, Capability::PowerManagement)],
         }
     }
@@ -210,6 +224,7 @@ impl pci::Device for Controller {
             tx,
             rx,
             interrupts,
+            rom: _,
             backend: _,
             interest: _,
             past: _,
@@ -237,6 +252,7 @@ impl pci::Device for Controller {
             interrupts: _,
             // The host's.
             cable: _,
+            rom: _,
             backend: _,
             // What follows from the rest.
             interest: _,

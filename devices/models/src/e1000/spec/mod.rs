@@ -20,6 +20,9 @@ pub(super) const IOADDR_WRITABLE: u32 = 0x000f_ffff;
 /// The window's data register.
 pub(super) const IODATA: u32 = 4;
 
+/// The smallest Flash, which the expansion ROM is in (section 13.2).
+pub(super) const FLASH_BYTES_MIN: u32 = 64 << 10;
+
 /// Receive addresses, section 13.5.2.
 pub(super) const RECEIVE_ADDRESSES: u32 = 16;
 /// Bytes from one receive address to the next.
