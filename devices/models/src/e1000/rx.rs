@@ -20,7 +20,7 @@ use super::{
         descriptor::{Receive, ReceiveStatus},
     },
     state,
-    statistics::{self, Cast, FCS_BYTES},
+    statistics::{Cast, FCS_BYTES, Received},
 };
 
 const RING: Registers = Registers {
@@ -102,7 +102,7 @@ impl Controller {
             }
             if let Fate::Waits = delivery.deliver(&mut self.rx.buffer, length.min(room)) {
                 if held.is_none() {
-                    delivery.regs.count(spec::RNBC, 1);
+                    delivery.counts.find_no_buffer();
                 }
                 self.rx.held = Some(length);
                 self.rx.blocked = true;
@@ -200,6 +200,7 @@ struct Delivery<'a, 'b> {
     strip_tags: bool,
     rxcsum: Rxcsum,
     ring: Ring,
+    counts: Received,
     events: Events,
 }
 
@@ -210,6 +211,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
             strip_tags: Ctrl::from_bits(regs.get(spec::CTRL)).vlan_mode(),
             rxcsum: Rxcsum::from_bits(regs.get(spec::RXCSUM)),
             ring: Ring::load(regs, &RING),
+            counts: Received::default(),
             events: Events::default(),
             regs,
             bus,
@@ -221,12 +223,13 @@ impl<'a, 'b> Delivery<'a, 'b> {
         if self.events.received {
             self.regs.set(spec::RDH, self.ring.head());
         }
+        self.counts.settle(self.regs);
         self.events
     }
 
     /// A frame is lost for want of descriptors.
     fn miss(&mut self) {
-        self.regs.count(spec::MPC, 1);
+        self.counts.miss();
         self.events.causes.set_receive_overrun(true);
     }
 
@@ -247,13 +250,13 @@ impl<'a, 'b> Delivery<'a, 'b> {
         let cast = Cast::of(frame);
         let tag = filter::vlan_tag(self.regs, frame);
         let accepted = if wire_bytes as usize > longest {
-            self.regs.count(spec::ROC, 1);
+            self.counts.find_oversized();
             None
         } else {
             filter::accept(self.regs, self.rctl, frame, cast, tag)
         };
         let Some(accepted) = accepted else {
-            statistics::count_seen(self.regs, wire_bytes);
+            self.counts.see(wire_bytes);
             return Fate::Done;
         };
 
@@ -268,7 +271,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
             if needed < self.ring.count {
                 return Fate::Waits;
             }
-            statistics::count_seen(self.regs, wire_bytes);
+            self.counts.see(wire_bytes);
             self.miss();
             return Fate::Done;
         }
@@ -294,9 +297,9 @@ impl<'a, 'b> Delivery<'a, 'b> {
             special: tag.unwrap_or(0).into(),
             ..Receive::default()
         };
-        statistics::count_seen(self.regs, wire_bytes);
+        self.counts.see(wire_bytes);
         if self.store(data, &mut last, buffer_bytes) {
-            statistics::count_received(self.regs, cast, wire_bytes);
+            self.counts.receive(cast, wire_bytes);
             let small = self.regs.get(spec::RSRPD);
             if stored <= small {
                 self.events.causes.set_small_receive(true);

@@ -1,38 +1,16 @@
-//! What both directions count of a frame, section 13.7.
+//! What both directions count, section 13.7.
+//!
+//! A run of either direction counts in a plain structure, which goes into the registers when the run is over: nobody can
+//! read them meanwhile. Counters stay at their maximum, and each frame counts with its FCS, which backends don't carry.
 
 use pci::regs::Regs;
 
 use super::spec;
 
-/// Bytes of the FCS, which backends don't carry and counters count.
+/// Bytes of the FCS.
 pub(super) const FCS_BYTES: u32 = 4;
-
-/// Adds to a counter of 64 bits that stays at its maximum.
-fn count_octets(regs: &mut Regs, low: u32, high: u32, more: u32) {
-    let now = u64::from(regs.get(high)) << 32 | u64::from(regs.get(low));
-    let sum = now.saturating_add(more.into());
-    regs.set(low, sum as u32);
-    regs.set(high, (sum >> 32) as u32);
-}
-
-/// The upper half of a pair was read: both start again (section 13.7).
-pub(super) fn clear_pair(regs: &mut Regs, low: u32, high: u32) {
-    regs.set(low, 0);
-    regs.set(high, 0);
-}
-
-/// The register of a group of six by the size of the frame, FCS included.
-fn by_size(first: u32, wire_bytes: u32) -> u32 {
-    let step = match wire_bytes {
-        0..=64 => 0,
-        65..=127 => 1,
-        128..=255 => 2,
-        256..=511 => 3,
-        512..=1023 => 4,
-        _ => 5,
-    };
-    first + 4 * step
-}
+/// The sizes that are counted apart: up to 64, 127, 255, 511, 1023, and more bytes.
+const SIZES: usize = 6;
 
 /// What the destination address makes a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,35 +30,161 @@ impl Cast {
     }
 }
 
-/// Frames of `wire_bytes` each (FCS included) went out.
-pub(super) fn count_sent(regs: &mut Regs, cast: Cast, wire_bytes: u32, frames: u32) {
-    let octets = wire_bytes.saturating_mul(frames);
-    regs.count(spec::GPTC, frames);
-    regs.count(spec::TPT, frames);
-    count_octets(regs, spec::GOTCL, spec::GOTCH, octets);
-    count_octets(regs, spec::TOTL, spec::TOTH, octets);
-    regs.count(by_size(spec::PTC, wire_bytes), frames);
-    match cast {
-        Cast::Unicast => {}
-        Cast::Multicast => regs.count(spec::MPTC, frames),
-        Cast::Broadcast => regs.count(spec::BPTC, frames),
+/// Frames and their octets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    frames: u32,
+    octets: u64,
+}
+
+/// Good frames, which flow control's are not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Good {
+    sum: Sum,
+    multicast: u32,
+    broadcast: u32,
+    by_size: [u32; SIZES],
+}
+
+/// What a run of the transmitter counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sent {
+    total: Sum,
+    good: Good,
+}
+
+/// What a run of the receiver counted. It counts while the receiver is enabled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Received {
+    total: Sum,
+    good: Good,
+    oversized: u32,
+    missed: u32,
+    without_buffer: u32,
+}
+
+impl Sent {
+    /// `frames` frames of `wire_bytes` each went out.
+    pub(super) fn add(&mut self, cast: Cast, wire_bytes: u32, frames: u32) {
+        self.total.add(wire_bytes, frames);
+        self.good.add(cast, wire_bytes, frames);
+    }
+
+    /// Adds to the registers.
+    pub(super) fn settle(self, regs: &mut Regs) {
+        let Self { total, good } = self;
+        total.settle(regs, [spec::TPT, spec::TOTL, spec::TOTH]);
+        good.sum
+            .settle(regs, [spec::GPTC, spec::GOTCL, spec::GOTCH]);
+        regs.count(spec::MPTC, good.multicast);
+        regs.count(spec::BPTC, good.broadcast);
+        settle_sizes(regs, spec::PTC, good.by_size);
     }
 }
 
-/// A frame came in, whatever the filters say.
-pub(super) fn count_seen(regs: &mut Regs, wire_bytes: u32) {
-    regs.count(spec::TPR, 1);
-    count_octets(regs, spec::TORL, spec::TORH, wire_bytes);
+impl Received {
+    /// A frame came in, whatever becomes of it.
+    pub(super) fn see(&mut self, wire_bytes: u32) {
+        self.total.add(wire_bytes, 1);
+    }
+
+    /// A frame passed the filters and was received. `cast`: as what it is counted.
+    pub(super) fn receive(&mut self, cast: Cast, wire_bytes: u32) {
+        self.good.add(cast, wire_bytes, 1);
+    }
+
+    /// A frame passed the filters that is longer than the receiver takes.
+    pub(super) fn find_oversized(&mut self) {
+        self.oversized += 1;
+    }
+
+    /// A frame was lost for want of room.
+    pub(super) fn miss(&mut self) {
+        self.missed += 1;
+    }
+
+    /// A frame was received while the guest had given no buffers.
+    pub(super) fn find_no_buffer(&mut self) {
+        self.without_buffer += 1;
+    }
+
+    /// Adds to the registers.
+    pub(super) fn settle(self, regs: &mut Regs) {
+        let Self {
+            total,
+            good,
+            oversized,
+            missed,
+            without_buffer,
+        } = self;
+        total.settle(regs, [spec::TPR, spec::TORL, spec::TORH]);
+        good.sum
+            .settle(regs, [spec::GPRC, spec::GORCL, spec::GORCH]);
+        regs.count(spec::MPRC, good.multicast);
+        regs.count(spec::BPRC, good.broadcast);
+        settle_sizes(regs, spec::PRC, good.by_size);
+        // Every frame that is too long has a right FCS (ROC); there are no others with a bad length (RLEC).
+        regs.count(spec::RLEC, oversized);
+        regs.count(spec::ROC, oversized);
+        regs.count(spec::MPC, missed);
+        regs.count(spec::RNBC, without_buffer);
+    }
 }
 
-/// A frame passed the filters and went to memory.
-pub(super) fn count_received(regs: &mut Regs, cast: Cast, wire_bytes: u32) {
-    regs.count(spec::GPRC, 1);
-    count_octets(regs, spec::GORCL, spec::GORCH, wire_bytes);
-    regs.count(by_size(spec::PRC, wire_bytes), 1);
-    match cast {
-        Cast::Unicast => {}
-        Cast::Multicast => regs.count(spec::MPRC, 1),
-        Cast::Broadcast => regs.count(spec::BPRC, 1),
+impl Sum {
+    fn add(&mut self, wire_bytes: u32, frames: u32) {
+        self.frames = self.frames.saturating_add(frames);
+        self.octets = self
+            .octets
+            .saturating_add(u64::from(wire_bytes) * u64::from(frames));
     }
+
+    fn settle(self, regs: &mut Regs, [count, low, high]: [u32; 3]) {
+        if self.frames == 0 {
+            return;
+        }
+        regs.count(count, self.frames);
+        let now = u64::from(regs.get(high)) << 32 | u64::from(regs.get(low));
+        let sum = now.saturating_add(self.octets);
+        regs.set(low, sum as u32);
+        regs.set(high, (sum >> 32) as u32);
+    }
+}
+
+impl Good {
+    #[inline]
+    fn add(&mut self, cast: Cast, wire_bytes: u32, frames: u32) {
+        self.sum.add(wire_bytes, frames);
+        let size = &mut self.by_size[size_index(wire_bytes)];
+        *size = size.saturating_add(frames);
+        match cast {
+            Cast::Unicast => {}
+            Cast::Multicast => self.multicast = self.multicast.saturating_add(frames),
+            Cast::Broadcast => self.broadcast = self.broadcast.saturating_add(frames),
+        }
+    }
+}
+
+/// Where a frame of this size is counted.
+fn size_index(wire_bytes: u32) -> usize {
+    match wire_bytes {
+        0..=64 => 0,
+        65..=127 => 1,
+        128..=255 => 2,
+        256..=511 => 3,
+        512..=1023 => 4,
+        _ => 5,
+    }
+}
+
+fn settle_sizes(regs: &mut Regs, first: u32, by_size: [u32; SIZES]) {
+    for (register, count) in (first..).step_by(4).zip(by_size) {
+        regs.count(register, count);
+    }
+}
+
+/// The upper half of a pair was read: both start again (section 13.7).
+pub(super) fn clear_pair(regs: &mut Regs, low: u32, high: u32) {
+    regs.set(low, 0);
+    regs.set(high, 0);
 }

@@ -8,7 +8,7 @@ use super::{
     interrupt::Events,
     rx::Receiver,
     spec::{self, bits::Rctl},
-    statistics::{self, Cast, FCS_BYTES},
+    statistics::{Cast, FCS_BYTES, Sent},
 };
 
 /// What one run may spend before the loop gets a turn, in bytes moved.
@@ -34,6 +34,7 @@ pub(super) struct Way<'a, 'b> {
     pub(super) regs: &'a mut Regs,
     pub(super) bus: &'a mut Bus<'b>,
     pub(super) budget: u32,
+    pub(super) sent: Sent,
     pub(super) events: Events,
 }
 
@@ -94,14 +95,14 @@ impl Way<'_, '_> {
                 let (header, segment) = (u32::from(header_bytes), u32::from(segment_bytes));
                 let payload = bytes - header;
                 let full = header + segment + FCS_BYTES;
-                statistics::count_sent(self.regs, cast, full, payload / segment);
+                self.sent.add(cast, full, payload / segment);
                 if !payload.is_multiple_of(segment) {
                     let last = header + payload % segment + FCS_BYTES;
-                    statistics::count_sent(self.regs, cast, last, 1);
+                    self.sent.add(cast, last, 1);
                 }
             }
             Offload::None | Offload::Checksum { .. } => {
-                statistics::count_sent(self.regs, cast, bytes + FCS_BYTES, 1);
+                self.sent.add(cast, bytes + FCS_BYTES, 1);
             }
         }
         Ok(())

@@ -26,6 +26,7 @@ use super::{
             Transmit,
         },
     },
+    statistics::Sent,
     wire::{BUDGET_BYTES, OVERHEAD_BYTES, Path, Pause, Way},
 };
 use ready::Ready;
@@ -120,10 +121,12 @@ impl Controller {
             regs: &mut self.regs,
             bus,
             budget: BUDGET_BYTES,
+            sent: Sent::default(),
             events: Events::default(),
         };
         self.tx.drain(&mut ring, &mut way);
         way.backend.flush();
+        way.sent.settle(way.regs);
         let mut events = way.events;
         let after = ring.available();
         if after == 0 {
