@@ -34,13 +34,29 @@ const QUIT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a command in the guest may take, unless told otherwise.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
+/// The kernel's options, whoever loads it.
+pub const KERNEL_OPTIONS: &str = "console=ttyS0 panic=0 nokaslr mitigations=off";
+
 /// What the guest is made of; [`Builder::boot`] starts it.
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
     machine: String,
+    memory_mebibytes: u32,
+    boot: Boot,
     devices: Vec<Value>,
     args: Vec<String>,
+}
+
+/// Where the guest's kernel comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    /// QEMU loads it.
+    Linux,
+    /// The same, with DPDK in its initramfs.
+    Dpdk,
+    /// The firmware finds one.
+    Firmware,
 }
 
 impl Builder {
@@ -58,6 +74,25 @@ impl Builder {
     /// QEMU's machine type: `q35` unless told otherwise, or `pc`.
     pub fn machine(mut self, machine: &str) -> Self {
         machine.clone_into(&mut self.machine);
+        self
+    }
+
+    /// How much memory it has: 256 MiB unless told otherwise.
+    pub fn memory_mebibytes(mut self, mebibytes: u32) -> Self {
+        self.memory_mebibytes = mebibytes;
+        self
+    }
+
+    /// Has DPDK's programs too.
+    pub fn dpdk(mut self) -> Self {
+        self.boot = Boot::Dpdk;
+        self
+    }
+
+    /// Leaves it to the firmware, and to the expansion ROMs of its cards, to find the kernel and initramfs of the
+    /// [`Image`]. What they print goes to the console.
+    pub fn firmware(mut self) -> Self {
+        self.boot = Boot::Firmware;
         self
     }
 
@@ -106,21 +141,20 @@ impl Builder {
         let mut command = Command::new(&image.qemu);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "256M"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1"])
+            .args(["-m", &format!("{}M", self.memory_mebibytes)])
             // vfio-user servers map the guest's memory, so it must be a file that can be shared.
             .args([
                 "-object",
-                "memory-backend-memfd,id=memory,size=256M,share=on",
+                &format!(
+                    "memory-backend-memfd,id=memory,size={}M,share=on",
+                    self.memory_mebibytes
+                ),
             ])
             .args([
                 "-machine",
                 &format!("{},memory-backend=memory", self.machine),
             ])
-            .arg("-kernel")
-            .arg(&image.kernel)
-            .arg("-initrd")
-            .arg(&image.initramfs)
-            .args(["-append", "console=ttyS0 panic=0 nokaslr mitigations=off"])
             .args([
                 "-chardev",
                 &format!("file,id=console,path={}", console(dir).display()),
@@ -132,6 +166,25 @@ impl Builder {
                 "-qmp",
                 &format!("unix:{},server=on,wait=off", qmp_socket(dir).display()),
             ]);
+        let initramfs = match self.boot {
+            Boot::Linux => Some(&image.initramfs),
+            Boot::Dpdk => Some(&image.dpdk_initramfs),
+            Boot::Firmware => None,
+        };
+        match initramfs {
+            Some(initramfs) => {
+                command
+                    .arg("-kernel")
+                    .arg(&image.kernel)
+                    .arg("-initrd")
+                    .arg(initramfs)
+                    .args(["-append", KERNEL_OPTIONS]);
+            }
+            // Without graphics the firmware speaks on the first serial port.
+            None => {
+                command.args(["-machine", "graphics=off"]);
+            }
+        }
         for device in &self.devices {
             command.args(["-device", &device.to_string()]);
         }
@@ -155,6 +208,8 @@ impl Guest {
     pub fn builder() -> Builder {
         Builder {
             machine: "q35".to_owned(),
+            memory_mebibytes: 256,
+            boot: Boot::Linux,
             devices: Vec::new(),
             args: Vec::new(),
         }

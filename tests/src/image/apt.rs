@@ -15,10 +15,10 @@ use crate::command::run;
 pub(super) const RELEASE: &str = "trixie";
 pub(super) const BACKPORTS: &str = "trixie-backports";
 
-/// Downloads `packages` and all they depend on into `work` and unpacks them under `root`. `work` may hold the
-/// downloads of an earlier run that was cut short.
-pub(super) fn unpack(packages: &[&str], work: &Path, root: &Path) -> Result<()> {
-    let apt = Apt::new(work)?;
+/// Downloads `packages` and all they depend on, but for `omitted`, into `work` and unpacks them under `root`. `work` may
+/// hold the downloads of an earlier run that was cut short.
+pub(super) fn unpack(packages: &[&str], omitted: &[&str], work: &Path, root: &Path) -> Result<()> {
+    let apt = Apt::new(work, omitted)?;
     apt.update()?;
     run(apt
         .command("apt-get")
@@ -50,7 +50,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(work: &Path) -> Result<Self> {
+    fn new(work: &Path, omitted: &[&str]) -> Result<Self> {
         for folder in [
             "lists/partial",
             "cache/archives/partial",
@@ -59,8 +59,9 @@ impl Apt {
         ] {
             fs::create_dir_all(work.join(folder))?;
         }
-        // An empty status file: nothing counts as installed, so everything that is depended on comes along.
-        fs::write(work.join("status"), "")?;
+        // Only what is omitted counts as installed, so that everything else that is depended on comes along.
+        let status: String = omitted.iter().map(|name| installed(name)).collect();
+        fs::write(work.join("status"), status)?;
         let work_dir = work.display();
         // Read last (`-c`), so that what the host configured for itself, but for proxies and the like, gives way.
         let configuration = format!(
@@ -124,6 +125,14 @@ Acquire::Retries "3";
         }
         bail!("no mirror has {RELEASE}; name one in VFU_DEBIAN_MIRROR{failures}");
     }
+}
+
+/// How dpkg's status file says that a package is installed, in a version that is new enough for everyone.
+fn installed(package: &str) -> String {
+    format!(
+        "Package: {package}\nStatus: install ok installed\nArchitecture: amd64\nMaintainer: nobody\n\
+         Version: 999999\nDescription: omitted\n\n"
+    )
 }
 
 /// The mirrors to try: with `--print-uris` apt tells what it would fetch, also where its indices were never fetched.

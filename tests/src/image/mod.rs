@@ -2,13 +2,16 @@
 //!
 //! The host's QEMU is taken if it is new enough; otherwise one comes from Debian's backports, unpacked in the cache and
 //! run by its own dynamic loader, so that sockets and files keep the host's paths. The kernel is Debian's; the
-//! initramfs is a static busybox, ethtool, the drivers, and `init.sh`.
+//! initramfs is a static busybox, ethtool, iproute2, iperf3, the drivers, and `init.sh`. A second one has DPDK on top. Programs
+//! that a test runs on the host beside a guest, as a DHCP server, come from the same packages.
 
 mod apt;
 mod cpio;
 mod elf;
+mod libraries;
 mod modules;
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -22,19 +25,39 @@ use crate::cache::{self, Cache};
 use crate::command;
 
 /// Change it when the code below makes something else of the same ingredients.
-const RECIPE: &[u8] = b"2";
+const RECIPE: &[u8] = b"3";
 const INIT: &[u8] = include_bytes!("init.sh");
-const MODULES: &[&str] = &["e1000"];
-const PACKAGES: &[&str] = &["linux-image-amd64/trixie", "busybox-static", "ethtool"];
-/// Files of those packages and where the guest has them: the shell, ethtool and its libraries.
-const FILES: &[(&str, &str)] = &[
-    ("usr/bin/busybox", "bin/busybox"),
-    ("usr/sbin/ethtool", "bin/ethtool"),
-    (LOADER, "lib/ld-linux-x86-64.so.2"),
-    ("usr/lib/x86_64-linux-gnu/libc.so.6", "lib/libc.so.6"),
-    ("usr/lib/x86_64-linux-gnu/libm.so.6", "lib/libm.so.6"),
-    ("usr/lib/x86_64-linux-gnu/libmnl.so.0", "lib/libmnl.so.0"),
+const PACKAGES: &[&str] = &[
+    "linux-image-amd64/trixie",
+    "busybox-static",
+    "ethtool",
+    "iproute2",
+    "iperf3",
+    "dnsmasq-base",
+    "ipxe-qemu",
+    "dpdk-dev",
+    "librte-bus-pci25",
+    "librte-mempool-ring25",
+    "librte-net-e1000-25",
 ];
+/// What those packages depend on and what nobody here has a use for: compilers' headers and an interpreter.
+const OMITTED: &[&str] = &["libdpdk-dev", "python3", "rdma-core"];
+const BUSYBOX: &str = "usr/bin/busybox";
+const LINUX: Contents = Contents {
+    programs: &["usr/sbin/ethtool", "usr/bin/ip", "usr/bin/iperf3"],
+    plugins: &[],
+    modules: &["e1000", "8021q"],
+};
+/// A driver of another family: it lives in a process, and reaches the card through `uio_pci_generic`.
+const DPDK: Contents = Contents {
+    programs: &["usr/bin/dpdk-testpmd"],
+    plugins: &[
+        "librte_bus_pci.so.25",
+        "librte_mempool_ring.so.25",
+        "librte_net_e1000.so.25",
+    ],
+    modules: &["uio_pci_generic"],
+};
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -47,7 +70,6 @@ root=$(dirname "$0")/root
 LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu" \
     exec "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
 "#;
-const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 
 /// Where the parts of the virtual machine are.
 #[derive(Debug, Clone)]
@@ -58,6 +80,29 @@ pub struct Image {
     pub kernel: PathBuf,
     /// The guest's whole file system.
     pub initramfs: PathBuf,
+    /// The same with DPDK.
+    pub dpdk_initramfs: PathBuf,
+    /// The packages, unpacked.
+    root: PathBuf,
+}
+
+/// What an initramfs has.
+struct Contents {
+    /// Programs, which the guest has in `/bin`; what libraries they need follows from them.
+    programs: &'static [&'static str],
+    /// Libraries that a program loads by name, which the guest has with the others in `/lib`.
+    plugins: &'static [&'static str],
+    /// Kernel modules; what others they need follows from them.
+    modules: &'static [&'static str],
+}
+
+impl Contents {
+    /// Everything that it is made of, for the name of what is made.
+    fn names(&self) -> impl Iterator<Item = &[u8]> {
+        [self.programs, self.plugins, self.modules]
+            .into_iter()
+            .flat_map(|names| [&b"|"[..]].into_iter().chain(bytes(names)))
+    }
 }
 
 impl Image {
@@ -83,6 +128,16 @@ impl Image {
             .cache
             .stage(&plan.guest_name, |folder| plan.build_guest(&system, folder))?;
         Ok(plan.image(&system, &guest))
+    }
+
+    /// A file of the packages.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// The words of a command that runs a program of the packages on the host.
+    pub fn program(&self, path: &str) -> [OsString; 4] {
+        libraries::words(&self.root, path)
     }
 }
 
@@ -111,17 +166,18 @@ impl Plan {
             // QEMU's loader is named by its whole path.
             cache.dir().as_os_str().as_bytes(),
         ];
-        let named =
-            |names: &[&'static str]| names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>();
-        let system_key = cache::key(suites.into_iter().chain(named(&packages)));
-        let files = FILES
-            .iter()
-            .flat_map(|(from, to)| [from.as_bytes(), to.as_bytes()]);
+        let system_key = cache::key(
+            suites
+                .into_iter()
+                .chain(bytes(&packages))
+                .chain([&b"|"[..]])
+                .chain(bytes(OMITTED)),
+        );
         let guest_key = cache::key(
             [RECIPE, system_key.as_bytes(), INIT]
                 .into_iter()
-                .chain(named(MODULES))
-                .chain(files),
+                .chain(LINUX.names())
+                .chain(DPDK.names()),
         );
         Ok(Self {
             cache,
@@ -137,6 +193,8 @@ impl Plan {
             qemu: self.host_qemu.clone().unwrap_or_else(|| system.join(QEMU)),
             kernel: guest.join("vmlinuz"),
             initramfs: guest.join("initramfs"),
+            dpdk_initramfs: guest.join("initramfs-dpdk"),
+            root: system.join("root"),
         }
     }
 
@@ -150,7 +208,7 @@ impl Plan {
         // Outside the folder that a killed run leaves behind, so that the next one need not download again.
         let work = self.cache.dir().join(format!("apt-{}", self.system_name));
         let root = folder.join("root");
-        apt::unpack(&self.packages, &work, &root)?;
+        apt::unpack(&self.packages, OMITTED, &work, &root)?;
         if self.host_qemu.is_none() {
             self.build_qemu(folder, &root)?;
         }
@@ -165,9 +223,9 @@ impl Plan {
     /// QEMU with a loader of its own, at the path where it will be, and the script that starts it.
     fn build_qemu(&self, folder: &Path, root: &Path) -> Result<()> {
         let version = command::run(
-            Command::new(root.join(LOADER))
+            Command::new(root.join(libraries::LOADER))
                 .arg("--library-path")
-                .arg(root.join("usr/lib/x86_64-linux-gnu"))
+                .arg(root.join(libraries::FOLDER))
                 .arg(root.join("usr/bin").join(QEMU))
                 .arg("--version"),
         )?;
@@ -180,7 +238,7 @@ impl Plan {
             .dir()
             .join(&self.system_name)
             .join("root")
-            .join(LOADER);
+            .join(libraries::LOADER);
         let loader = loader
             .to_str()
             .context("the cache folder's name is not UTF-8")?;
@@ -207,7 +265,6 @@ impl Plan {
         )
         .context("copy the kernel")?;
 
-        let busybox = root.join("usr/bin/busybox");
         let mut archive = cpio::Archive::default();
         for path in ["bin", "dev", "lib", "modules", "proc", "run", "sys", "tmp"] {
             archive.directory(path);
@@ -215,25 +272,67 @@ impl Plan {
         archive.symlink("lib64", "lib");
         archive.symlink("sbin", "bin");
         archive.file("init", INIT);
-        for (from, to) in FILES {
-            let path = root.join(from);
-            let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-            archive.file(to, &content);
-        }
-        // Numbered, because the guest loads them in the order of their names.
-        for (number, module) in modules::closure(&tree, MODULES, &busybox)?
-            .iter()
-            .enumerate()
-        {
-            archive.file(
-                &format!("modules/{number:02}-{}.ko", module.name),
-                &module.content,
-            );
-        }
-        fs::write(folder.join("initramfs"), archive.finish())?;
+        archive.file("bin/busybox", &read(&root.join(BUSYBOX))?);
+        archive.file(
+            "lib/ld-linux-x86-64.so.2",
+            &read(&root.join(libraries::LOADER))?,
+        );
+        add(&mut archive, &root, &tree, &LINUX)?;
+        let linux = archive.finish();
+        let mut archive = cpio::Archive::default();
+        add(&mut archive, &root, &tree, &DPDK)?;
+        // The kernel unpacks one archive after the other, into the same tree.
+        let dpdk = [&linux[..], &archive.finish()].concat();
+        fs::write(folder.join("initramfs"), linux)?;
+        fs::write(folder.join("initramfs-dpdk"), dpdk)?;
         eprintln!("setup: guest with Linux {release}");
         Ok(())
     }
+}
+
+/// Programs with their libraries, and modules with theirs, into the archive.
+fn add(archive: &mut cpio::Archive, root: &Path, tree: &Path, contents: &Contents) -> Result<()> {
+    for program in contents.programs {
+        archive.file(
+            &below("bin", program.as_ref())?,
+            &read(&root.join(program))?,
+        );
+    }
+    let plugins: Vec<String> = contents
+        .plugins
+        .iter()
+        .map(|name| format!("{}/{name}", libraries::FOLDER))
+        .collect();
+    let mut dynamic = contents.programs.to_vec();
+    dynamic.extend(plugins.iter().map(String::as_str));
+    let mut files = libraries::closure(root, &dynamic)?;
+    files.extend(plugins.iter().map(|plugin| root.join(plugin)));
+    for file in files {
+        archive.file(&below("lib", &file)?, &read(&file)?);
+    }
+    // Numbered, because the guest loads them in the order of their names.
+    let modules = modules::closure(tree, contents.modules, &root.join(BUSYBOX))?;
+    for (number, module) in modules.iter().enumerate() {
+        archive.file(
+            &format!("modules/{number:02}-{}.ko", module.name),
+            &module.content,
+        );
+    }
+    Ok(())
+}
+
+/// Where the guest has this file: in one folder, by its name.
+fn below(folder: &str, file: &Path) -> Result<String> {
+    let name = file.file_name().and_then(|name| name.to_str());
+    Ok(format!("{folder}/{}", name.context("a file's name")?))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+fn bytes<'a>(names: &'a [&str]) -> impl Iterator<Item = &'a [u8]> {
+    names.iter().map(|name| name.as_bytes())
 }
 
 /// Whether this QEMU is new enough and was built with the vfio-user client.
