@@ -47,6 +47,9 @@ const MAX_MAPPED_BYTES: usize = 1 << 46;
 /// A longer file is mapped in parts, as the client asks for them.
 const MAX_WHOLE_BYTES: u64 = 1 << 40;
 
+/// What is longer is data, of which nobody looks at a part before he is told of the whole: a copy is faster.
+const WORDS_BYTES: usize = 512;
+
 static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 static MAPPED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -236,7 +239,7 @@ impl Mapping {
         self.check(offset, len)
     }
 
-    /// Copies `data` into the mapping at `offset`. An aligned word is stored so that nobody sees half of it.
+    /// Copies `data` into the mapping at `offset`. Nobody sees half of an aligned word, if `data` is that or a few of them.
     pub(super) fn write(&self, offset: usize, data: &[u8]) -> Result<(), Lost> {
         let slice = self.slice(offset, data.len())?;
         self.window.touch(|| {
@@ -303,7 +306,8 @@ fn system_page_bytes() -> Result<u64, Errno> {
         .ok_or(Errno::EINVAL)
 }
 
-/// Stores an aligned word so that nobody sees half of it. Returns whether it was one.
+/// Stores aligned words so that nobody sees half of one: a word of two or four bytes, or a run of those of eight, in their
+/// order. Returns whether it was that.
 fn store_at_once(slice: &VolatileSlice<'_>, data: &[u8]) -> bool {
     let relaxed = Ordering::Relaxed;
     match *data {
@@ -313,10 +317,22 @@ fn store_at_once(slice: &VolatileSlice<'_>, data: &[u8]) -> bool {
         [a, b, c, d] => slice
             .get_atomic_ref::<AtomicU32>(0)
             .map(|word| word.store(u32::from_ne_bytes([a, b, c, d]), relaxed)),
-        [a, b, c, d, e, f, g, h] => slice
-            .get_atomic_ref::<AtomicU64>(0)
-            .map(|word| word.store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), relaxed)),
-        _ => return false,
+        _ => return store_words(slice, data),
     }
     .is_ok()
+}
+
+fn store_words(slice: &VolatileSlice<'_>, data: &[u8]) -> bool {
+    let (words, rest) = data.as_chunks::<8>();
+    let start = slice.ptr_guard_mut().as_ptr().cast::<u64>();
+    if !rest.is_empty() || data.len() > WORDS_BYTES || !start.is_aligned() {
+        return false;
+    }
+    for (at, word) in words.iter().enumerate() {
+        // SAFETY: the slice has as many bytes as `data`, and its start is aligned. It is the guest's memory, which this
+        // process reaches through atomics and volatile copies alone.
+        let place = unsafe { AtomicU64::from_ptr(start.add(at)) };
+        place.store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+    }
+    true
 }

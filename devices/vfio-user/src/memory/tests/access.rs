@@ -1,6 +1,10 @@
 //! Maps and access to them.
 
-use std::{fs::OpenOptions, os::fd::AsRawFd, time::Instant};
+use std::{
+    fs::OpenOptions,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    time::Instant,
+};
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -186,6 +190,23 @@ fn words_are_written_whatever_their_alignment() {
             let mut back = vec![0; len as usize];
             read(&mut memory, at, &mut back).unwrap();
             assert_eq!(back, data, "{len} bytes at {at}");
+        }
+    }
+}
+
+#[test]
+fn runs_of_words_are_written_whole() {
+    let (mut memory, file) = mapped(0, 2);
+    for start in [0u64, 8, 12, 4088, 4095] {
+        for len in (0..64).chain([504, 512, 513, 520, 1024, 1500]) {
+            let data: Vec<u8> = (0..len).map(|at| (at + len + 1) as u8).collect();
+            file.write_all_at(&[0; 8192], 0).unwrap();
+            write(&mut memory, start, &data).unwrap();
+            let mut expected = vec![0; 8192];
+            expected[start as usize..][..len].copy_from_slice(&data);
+            let mut found = vec![0; 8192];
+            file.read_exact_at(&mut found, 0).unwrap();
+            assert!(found == expected, "{len} bytes at {start}");
         }
     }
 }
