@@ -75,8 +75,7 @@ impl Bus<'_> {
         self.check_lost(result)
     }
 
-    /// Copies `data` to guest memory at bus address `address`. Words of up to eight bytes are never seen half written where
-    /// [`Lent::write`] says so.
+    /// Copies `data` to guest memory at bus address `address`.
     ///
     /// # Errors
     /// [`BusError`]; `data` may be partly written.

@@ -11,7 +11,7 @@ use vfio_bindings::bindings::vfio as bindings;
 use vfio_user::{IrqInfo, IrqKind, Lent, Region};
 
 use crate::{
-    Device, LoadError, Saved,
+    Device, LoadError, Saved, UpdateError,
     bus::{Bus, Clock, ERROR, INTX},
     config::{CONFIG_BYTES, ConfigSpace},
     rom::Rom,
@@ -152,6 +152,19 @@ impl<D: Device> Function<D> {
         }
         lent.irqs.trigger(index, 0);
         Ok(())
+    }
+
+    /// Brings the living device to this configuration; whether it runs makes no difference.
+    ///
+    /// # Errors
+    /// [`UpdateError`], and nothing has changed.
+    pub fn update(
+        &mut self,
+        lent: &mut Lent,
+        config: &serde_json::Value,
+    ) -> Result<(), UpdateError> {
+        let (device, mut bus) = self.split(lent);
+        device.update(&mut bus, config)
     }
 
     /// Everything by which a driver could tell this function from one in its power-on state.
@@ -528,6 +541,14 @@ mod tests {
         guest.set_running(false);
         guest.reset();
         guest.write(0, 1, &[1]);
+    }
+
+    #[test]
+    fn a_model_that_says_nothing_of_it_can_change_nothing() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        let error = guest.update(&serde_json::json!({"a": 1})).unwrap_err();
+        assert_eq!(error.field, None);
+        assert!(error.message.contains("create it anew"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod function;
 pub mod regs;
 mod rom;
 pub mod saved;
+mod update;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -20,6 +21,7 @@ pub use config::{Bar, Capability, Command, ConfigSpace, Identity};
 pub use function::{Function, NoRequest};
 pub use rom::{Rom, RomError};
 pub use saved::{LoadError, Saved};
+pub use update::UpdateError;
 
 /// A device model: what lies behind the BARs.
 ///
@@ -49,6 +51,19 @@ pub trait Device {
     /// # Errors
     /// [`LoadError`] for a state that this device could never have been in: it comes from outside.
     fn load(&mut self, saved: &Saved, now: Instant) -> Result<(), LoadError>;
+
+    /// Becomes the device of this configuration, the whole of it, as far as a living device can; without a difference nothing
+    /// changes. Also asked of a function that does not run: what the guest is to hear of then, it hears when it runs again.
+    ///
+    /// # Errors
+    /// [`UpdateError`], and nothing has changed. A model that does not say otherwise can change nothing.
+    fn update(
+        &mut self,
+        _bus: &mut Bus<'_>,
+        _config: &serde_json::Value,
+    ) -> Result<(), UpdateError> {
+        Err(UpdateError::immutable(None))
+    }
 
     /// The descriptor that becomes readable when [`Device::run`] should be called: the backend's. The same for life.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -82,6 +97,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn load(&mut self, saved: &Saved, now: Instant) -> Result<(), LoadError> {
         (**self).load(saved, now)
+    }
+    fn update(&mut self, bus: &mut Bus<'_>, config: &serde_json::Value) -> Result<(), UpdateError> {
+        (**self).update(bus, config)
     }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         (**self).fd()

@@ -25,7 +25,7 @@ use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG;
 use vfio_user::{Access, Device as _, IrqAction, Irqs, Lent, Migration as _};
 
 use crate::{
-    Bus, Device, Function, LoadError,
+    Bus, Device, Function, LoadError, UpdateError,
     bus::{ERROR, INTX},
 };
 
@@ -162,6 +162,14 @@ impl<D: Device> Guest<D> {
     pub fn with_device<R>(&mut self, act: impl FnOnce(&mut D, &mut Bus<'_>) -> R) -> R {
         let (device, mut bus) = self.function.split(&mut self.lent);
         act(device, &mut bus)
+    }
+
+    /// Has the device brought to this configuration while it lives.
+    ///
+    /// # Errors
+    /// [`UpdateError`], as an agent is told.
+    pub fn update(&mut self, config: &serde_json::Value) -> Result<(), UpdateError> {
+        self.function.update(&mut self.lent, config)
     }
 
     /// Takes the file behind guest memory away, as a client can at any time.
