@@ -7,6 +7,7 @@ pub mod e1000;
 mod error;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use serde::Serialize;
 
@@ -25,7 +26,7 @@ pub struct Model {
     pub device_id: u16,
     /// Base class, subclass and programming interface, 24 bits.
     pub class_code: u32,
-    /// JSON Schema of the model's configuration.
+    /// JSON Schema of the model's configuration. A field that can change while the device lives has `x-vfu-mutable`.
     #[serde(serialize_with = "write_schema", rename = "config_schema")]
     config_schema: fn() -> schemars::Schema,
     #[serde(skip)]

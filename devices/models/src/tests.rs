@@ -127,3 +127,77 @@ fn an_expansion_rom_comes_from_a_file() {
     assert_eq!(content[..1024], image);
     assert!(content[1024..].iter().all(|byte| *byte == 0xff));
 }
+
+fn living(config: Value) -> pci::testing::Guest<Box<dyn pci::Device>> {
+    pci::testing::Guest::new(open("e1000", config, SEED).unwrap())
+}
+
+#[test]
+fn a_living_device_is_told_its_whole_configuration_again_and_again() {
+    let mut guest = living(json!({}));
+    for config in [
+        json!({"link": "down"}),
+        json!({"link": "down", "net": {"null": {}}}),
+        json!({"link": "up"}),
+        json!({}),
+    ] {
+        let told = guest.update(&config);
+        assert_eq!(told, Ok(()), "{config}");
+    }
+}
+
+#[test]
+fn what_changes_on_a_living_device_is_what_the_schema_says() {
+    let present = json!({"mac": "52:54:00:12:34:56"});
+    let values = json!({
+        "mac": "52:54:00:12:34:57",
+        "rom_file": "/rom",
+        "link": "down",
+        "net": {"loopback": {}},
+    });
+    let schema = catalogue()[0].config_schema();
+    for (name, node) in schema["properties"].as_object().unwrap() {
+        let mut config = present.clone();
+        assert!(
+            values[name].is_string() || values[name].is_object(),
+            "give {name} a value"
+        );
+        config[name] = values[name].clone();
+        let told = living(present.clone()).update(&config);
+        match node.get("x-vfu-mutable") {
+            Some(mark) => assert_eq!((mark, told), (&json!(true), Ok(()))),
+            None => {
+                let error = told.unwrap_err();
+                assert_eq!(error.field.unwrap().split('.').next(), Some(&**name));
+                assert!(
+                    error.message.contains("create it anew"),
+                    "{}",
+                    error.message
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_change_that_is_refused_changes_nothing() {
+    let mut guest = living(json!({}));
+    let before = guest.save();
+    for (config, field) in [
+        (
+            json!({"link": "down", "mac": "52:54:00:12:34:56"}),
+            Some("mac"),
+        ),
+        (
+            json!({"link": "down", "net": {"loopback": {}}}),
+            Some("net.null"),
+        ),
+        (json!({"link": "left"}), Some("link")),
+        (json!({"link": "down", "mtu": 1500}), Some("mtu")),
+        (json!([]), None),
+    ] {
+        let told = guest.update(&config);
+        assert_eq!(told.unwrap_err().field.as_deref(), field, "{config}");
+        assert_eq!(guest.save(), before, "{config}");
+    }
+}

@@ -22,6 +22,7 @@ pub struct Config {
     /// Whether the card's cable is plugged in. The guest sees a cable that is pulled as it would on a card: it has no
     /// link, and what is sent to it meanwhile is lost.
     #[serde(default)]
+    #[schemars(extend("x-vfu-mutable" = true))]
     pub link: Link,
     /// Where the card's frames go; by default nowhere.
     #[serde(default)]

@@ -18,21 +18,21 @@ impl Controller {
 
     /// Plugs the cable in, or pulls it: the guest sees its link come or go, and frames that arrive without one are lost.
     pub fn set_link(&mut self, bus: &mut Bus<'_>, link: Link) {
-        self.cable = link;
+        self.config.link = link;
         self.follow_cable(bus);
     }
 
     /// The cable may be another one than that of the PHY whose state was loaded.
     pub(super) fn follow_cable(&mut self, bus: &mut Bus<'_>) {
         if !self.cable_is_known() {
-            self.phy.set_cable(self.cable == Link::Up);
+            self.phy.set_cable(self.config.link == Link::Up);
             self.update_link(bus, false);
         }
     }
 
     /// Whether the PHY has seen the cable.
     pub(super) fn cable_is_known(&self) -> bool {
-        self.phy.cable() == (self.cable == Link::Up)
+        self.phy.cable() == (self.config.link == Link::Up)
     }
 
     /// Brings Device Status to what CTRL and the PHY make of it. Returns whether the link came or went.

@@ -31,9 +31,10 @@ mod wire;
 use std::{os::fd::BorrowedFd, path::Path, time::Instant};
 
 use pci::{
-    Bar, Bus, Capability, Identity, LoadError, Rom, Saved,
+    Bar, Bus, Capability, Identity, LoadError, Rom, Saved, UpdateError,
     regs::{self, Regs},
 };
+use serde_json::Value;
 use tracing::warn;
 
 pub use config::{Config, Link, MacAddress};
@@ -54,7 +55,7 @@ pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Erro
     let mut controller = Controller::new(mac, net::open(&config.net)?);
     controller.rom = rom;
     controller.phy.set_cable(config.link == Link::Up);
-    controller.cable = config.link;
+    controller.config = config;
     controller.update_status();
     Ok(controller)
 }
@@ -75,8 +76,8 @@ pub struct Controller {
     io_address: u32,
     eeprom: Eeprom,
     phy: Phy,
-    /// The host's, and not part of a saved state: the PHY is told when it is another one there.
-    cable: Link,
+    /// The host's, and not part of a saved state: the PHY is told when its cable is another one there.
+    config: Config,
     tx: Transmitter,
     rx: Receiver,
     interrupts: Interrupts,
@@ -97,7 +98,7 @@ impl Controller {
             io_address: 0,
             eeprom: Eeprom::new(mac.0),
             phy: Phy::new(),
-            cable: Link::Up,
+            config: Config::default(),
             tx: Transmitter::new(),
             rx: Receiver::new(),
             interrupts: Interrupts::default(),
@@ -220,7 +221,7 @@ impl pci::Device for Controller {
             io_address,
             eeprom,
             phy,
-            cable: _,
+            config: _,
             tx,
             rx,
             interrupts,
@@ -251,7 +252,7 @@ impl pci::Device for Controller {
             rx,
             interrupts: _,
             // The host's.
-            cable: _,
+            config: _,
             rom: _,
             backend: _,
             // What follows from the rest.
@@ -274,6 +275,13 @@ impl pci::Device for Controller {
         self.restore(&state)
             .map_err(|error| error.within("state"))?;
         self.settle();
+        Ok(())
+    }
+
+    fn update(&mut self, bus: &mut Bus<'_>, config: &Value) -> Result<(), UpdateError> {
+        let change = |living: &mut Config, wanted: &Config| living.link = wanted.link;
+        let Config { link, .. } = crate::update::check(&self.config, config, change)?;
+        self.set_link(bus, link);
         Ok(())
     }
 

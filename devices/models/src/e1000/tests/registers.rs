@@ -1,5 +1,7 @@
 //! Identity, registers, EEPROM, PHY, link, interrupts, resets.
 
+use serde_json::json;
+
 use super::*;
 
 const EECD: u64 = 0x0010;
@@ -275,6 +277,33 @@ fn a_pulled_cable_is_a_lost_link() {
         .with_device(|device, bus| device.set_link(bus, Link::Up));
     assert_eq!(driver.read(ICR), LSC);
     assert_eq!(driver.read(STATUS) & 2, 2);
+}
+
+#[test]
+fn a_new_configuration_pulls_the_cable_and_plugs_it_in() {
+    let mut driver = Driver::receiving(8, 0);
+    driver.read(ICR);
+    driver.write(IMS, LSC);
+    driver.guest.update(&json!({"link": "up"})).unwrap();
+    assert_eq!(driver.read(ICR), 0, "it is in");
+    driver.guest.update(&json!({"link": "down"})).unwrap();
+    assert!(driver.guest.interrupted());
+    assert_eq!((driver.read(STATUS) & 2, driver.read(ICR)), (0, LSC));
+    driver.guest.update(&json!({})).unwrap();
+    assert_eq!((driver.read(STATUS) & 2, driver.read(ICR)), (2, LSC));
+}
+
+#[test]
+fn a_device_that_is_stopped_tells_of_its_cable_when_it_goes_on() {
+    let mut driver = Driver::receiving(8, 0);
+    driver.read(ICR);
+    driver.write(IMS, LSC);
+    driver.guest.set_running(false);
+    driver.guest.update(&json!({"link": "down"})).unwrap();
+    assert!(!driver.guest.interrupted());
+    driver.guest.set_running(true);
+    assert!(driver.guest.interrupted());
+    assert_eq!((driver.read(STATUS) & 2, driver.read(ICR)), (0, LSC));
 }
 
 #[test]

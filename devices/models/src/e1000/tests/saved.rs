@@ -431,7 +431,7 @@ fn the_cable_is_that_of_the_host() {
     let mut driver = driver(false);
     driver.read(ICR);
     let mut controller = Controller::new(MacAddress(MAC), Box::new(driver.wire.clone()));
-    controller.cable = Link::Down;
+    controller.config.link = Link::Down;
     let mut there = Driver {
         guest: driver.guest.moved_to(controller).unwrap(),
         ..driver
@@ -441,7 +441,7 @@ fn the_cable_is_that_of_the_host() {
     there.guest.run_until_idle();
     assert_eq!((there.read(STATUS) & 2, there.read(ICR)), (2, 0));
     let mut controller = Controller::new(MacAddress(MAC), Box::new(there.wire.clone()));
-    controller.cable = Link::Down;
+    controller.config.link = Link::Down;
     let mut back = Driver {
         guest: there.guest.moved_to(controller).unwrap(),
         ..there
