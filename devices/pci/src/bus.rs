@@ -75,7 +75,8 @@ impl Bus<'_> {
         self.check_lost(result)
     }
 
-    /// Copies `data` to guest memory at bus address `address`.
+    /// Copies `data` to guest memory at bus address `address`. Words of up to eight bytes are never seen half written where
+    /// [`Lent::write`] says so.
     ///
     /// # Errors
     /// [`BusError`]; `data` may be partly written.
