@@ -40,6 +40,8 @@ pub struct Guest<D> {
     memory: File,
     intx: EventFd,
     errors: EventFd,
+    /// Only the test moves the clock.
+    clock_is_stopped: bool,
 }
 
 impl<D: Device> Guest<D> {
@@ -84,6 +86,7 @@ impl<D: Device> Guest<D> {
             memory,
             intx,
             errors,
+            clock_is_stopped: false,
         }
     }
 
@@ -186,6 +189,7 @@ impl<D: Device> Guest<D> {
     pub fn advance(&mut self, by: Duration) {
         let now = self.function.now();
         self.function.set_clock(now + by);
+        self.clock_is_stopped = true;
     }
 
     /// How long it is until the model wants to run.
@@ -244,7 +248,8 @@ impl<D: Device> Guest<D> {
         loaded.map_err(|_| self.function.take_refusal().unwrap())
     }
 
-    /// The same guest with another device, which has taken over the state of the one before.
+    /// The same guest with another device, which has taken over the state of the one before. A clock that is stopped shows
+    /// another time there: nothing else does where clocks run, as hosts have each their own.
     ///
     /// # Errors
     /// Why the state was refused.
@@ -253,6 +258,10 @@ impl<D: Device> Guest<D> {
         let state = self.save();
         let mut there = Self::with_memory(device, self.memory);
         there.set_running(false);
+        if self.clock_is_stopped {
+            there.function.set_clock(self.function.now());
+            there.advance(Duration::from_secs(86_400));
+        }
         there.load_state(&state)?;
         there.set_running(true);
         Ok(there)

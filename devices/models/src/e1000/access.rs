@@ -40,8 +40,14 @@ impl Controller {
         let now = self.regs.write(register, data, lanes);
         match register {
             spec::TDT => self.write_transmit_tail(bus),
-            spec::RDT | spec::RCTL => self.resume_receive(bus),
-            spec::TCTL => self.transmit(bus),
+            spec::RDT | spec::RCTL => {
+                self.resume_receive(bus);
+                self.send_pauses(bus);
+            }
+            spec::TCTL => {
+                self.send_pauses(bus);
+                self.transmit(bus);
+            }
             spec::ICR => self.interrupts.update(&self.regs, bus),
             spec::ICS => self.interrupts.write_set(&mut self.regs, bus, data),
             spec::IMS => self.interrupts.write_mask_set(&mut self.regs, bus, data),

@@ -40,7 +40,12 @@ impl Controller {
         let ctrl = Ctrl::from_bits(self.regs.get(spec::CTRL));
         let was_up = self.link_up();
         let is_up = self.phy.link() && ctrl.set_link_up();
+        if !is_up {
+            // What a partner that is gone has asked for.
+            self.flow.reset();
+        }
         let status = Status::new()
+            .with_transmission_paused(self.flow.deadline().is_some())
             .with_link_up(is_up)
             .with_full_duplex(if ctrl.force_duplex() {
                 ctrl.full_duplex()
@@ -76,6 +81,8 @@ impl Controller {
             self.phy.reset();
         }
         self.update_link(bus, asked.phy_reset());
+        // It may no longer have to be silent.
+        self.transmit(bus);
     }
 
     /// One MDIO transaction, section 13.4.7; it is over at once.

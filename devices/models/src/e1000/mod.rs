@@ -4,7 +4,7 @@
 //! sections named in comments are its.
 //!
 //! Left out: interrupt delays and throttling (RDTR, RADV, TIDV, TADV and ITR keep what is written; causes are reported
-//! at the end of each batch instead), flow control, wake-up, management, and the packet buffer's diagnostics. Backends
+//! at the end of each batch instead), wake-up, management, and the packet buffer's diagnostics. Backends
 //! carry no FCS: the receiver makes a right one where RCTL.SECRC leaves it, and the transmitter drops a frame whose own
 //! is wrong.
 
@@ -13,6 +13,7 @@ mod checksum;
 mod config;
 mod eeprom;
 mod filter;
+mod flow;
 mod interrupt;
 mod link;
 mod parse;
@@ -39,6 +40,7 @@ use tracing::warn;
 
 pub use config::{Config, Link, MacAddress};
 use eeprom::Eeprom;
+use flow::Flow;
 use interrupt::Interrupts;
 use phy::Phy;
 use rx::Receiver;
@@ -80,6 +82,7 @@ pub struct Controller {
     config: Config,
     tx: Transmitter,
     rx: Receiver,
+    flow: Flow,
     interrupts: Interrupts,
     rom: Option<Rom>,
     backend: Box<dyn net::Backend>,
@@ -101,6 +104,7 @@ impl Controller {
             config: Config::default(),
             tx: Transmitter::new(),
             rx: Receiver::new(),
+            flow: Flow::default(),
             interrupts: Interrupts::default(),
             rom: None,
             backend,
@@ -120,6 +124,7 @@ impl Controller {
         self.regs.reset(|register| register == spec::PBA);
         self.tx.reset();
         self.rx.reset();
+        self.flow.reset();
         self.interrupts = Interrupts::default();
         self.load_eeprom();
         self.update_status();
@@ -127,7 +132,7 @@ impl Controller {
     }
 
     /// Takes over a saved state, or nothing of it.
-    fn restore(&mut self, state: &state::Controller) -> Result<(), LoadError> {
+    fn restore(&mut self, state: &state::Controller, now: Instant) -> Result<(), LoadError> {
         let state::Controller {
             registers,
             io_address,
@@ -135,6 +140,7 @@ impl Controller {
             phy,
             transmitter,
             receiver,
+            flow,
         } = state;
         if io_address & !spec::IOADDR_WRITABLE != 0 {
             let problem = format!("can't be {io_address:#x}");
@@ -146,9 +152,10 @@ impl Controller {
         let phy = Phy::restore(phy).map_err(within("phy"))?;
         let tx = Transmitter::restore(transmitter).map_err(within("transmitter"))?;
         let rx = Receiver::restore(receiver).map_err(within("receiver"))?;
+        let flow = Flow::restore(flow, now).map_err(within("flow"))?;
         (self.regs, self.io_address) = (regs, *io_address);
         (self.eeprom, self.phy) = (eeprom, phy);
-        (self.tx, self.rx) = (tx, rx);
+        (self.tx, self.rx, self.flow) = (tx, rx, flow);
         Ok(())
     }
 
@@ -166,7 +173,7 @@ impl Controller {
     fn settle(&mut self) {
         let interest = net::Interest {
             receive: !self.rx.blocked,
-            send: self.tx.full,
+            send: self.tx.full || self.flow.full,
         };
         if interest != self.interest {
             self.interest = interest;
@@ -224,6 +231,7 @@ impl pci::Device for Controller {
             config: _,
             tx,
             rx,
+            flow,
             interrupts,
             rom: _,
             backend: _,
@@ -236,13 +244,14 @@ impl pci::Device for Controller {
         phy.reset();
         tx.reset();
         rx.reset();
+        flow.reset();
         *interrupts = Interrupts::default();
         self.load_eeprom();
         self.update_status();
         self.settle();
     }
 
-    fn save(&self, _now: Instant) -> Saved {
+    fn save(&self, now: Instant) -> Saved {
         let Self {
             regs,
             io_address,
@@ -250,6 +259,7 @@ impl pci::Device for Controller {
             phy,
             tx,
             rx,
+            flow,
             interrupts: _,
             // The host's.
             config: _,
@@ -266,13 +276,14 @@ impl pci::Device for Controller {
             phy: phy.save(),
             transmitter: tx.save(),
             receiver: rx.save(),
+            flow: flow.save(now),
         };
         Saved::new(crate::E1000.name, state::VERSION, &state)
     }
 
-    fn load(&mut self, saved: &Saved, _now: Instant) -> Result<(), LoadError> {
+    fn load(&mut self, saved: &Saved, now: Instant) -> Result<(), LoadError> {
         let state: state::Controller = saved.state(crate::E1000.name, state::VERSION)?;
-        self.restore(&state)
+        self.restore(&state, now)
             .map_err(|error| error.within("state"))?;
         self.settle();
         Ok(())
@@ -291,10 +302,10 @@ impl pci::Device for Controller {
 
     fn deadline(&self) -> Option<Instant> {
         if self.tx.more || self.rx.more || !self.cable_is_known() {
-            Some(self.past)
-        } else {
-            self.backend.deadline()
+            return Some(self.past);
         }
+        let deadlines = [self.backend.deadline(), self.flow.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     fn run(&mut self, bus: &mut Bus<'_>, now: Instant) {
@@ -302,6 +313,7 @@ impl pci::Device for Controller {
         self.follow_cable(bus);
         self.transmit(bus);
         self.receive(bus);
+        self.send_pauses(bus);
         self.settle();
     }
 }

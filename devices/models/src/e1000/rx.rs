@@ -10,7 +10,9 @@ use pci::{
 };
 
 use super::{
-    Controller, checksum, filter,
+    Controller, checksum,
+    filter::{self, Accepted},
+    flow::{self, Control, Flow, Pass},
     interrupt::Events,
     parse,
     queue::{Registers, Ring},
@@ -39,6 +41,7 @@ const FRAME_BYTES: usize = 1522;
 /// The shortest frame, without FCS: what is shorter was padded before it went on a wire.
 const FRAME_BYTES_MIN: usize = 60;
 const ADDRESSES_BYTES: usize = 12;
+const TYPE_AT: usize = 12;
 const TAG_BYTES: usize = 4;
 /// Where the status is written: the second half of a descriptor, in one piece.
 const DESCRIPTOR_STATUS_OFFSET: u64 = 8;
@@ -49,7 +52,7 @@ pub(super) struct Receiver {
     /// A frame, and room for its FCS.
     buffer: Box<[u8]>,
     /// Length of a frame in the buffer that waits for descriptors.
-    held: Option<usize>,
+    pub(super) held: Option<usize>,
     /// Descriptors are missing: frames are left where they are.
     pub(super) blocked: bool,
     /// The budget ended before the frames did.
@@ -77,10 +80,13 @@ impl Controller {
         self.rx.more = false;
         self.rx.blocked = false;
         let enabled = Rctl::from_bits(self.regs.get(spec::RCTL)).enable() && self.link_up();
-        let mut delivery = Delivery::begin(&mut self.regs, bus);
+        let holds_back = self.holds_partner_back();
+        let mut delivery = Delivery::begin(&mut self.regs, bus, &mut self.flow);
         let mut budget = BUDGET_FRAMES;
         loop {
-            if enabled && delivery.ring.available() == 0 {
+            // Who holds the partner back has to know whether a frame waits.
+            let waits = self.rx.held.is_some() || !holds_back;
+            if enabled && waits && delivery.ring.available() == 0 {
                 self.rx.blocked = true;
                 break;
             }
@@ -100,7 +106,14 @@ impl Controller {
             if !enabled {
                 continue;
             }
-            if let Fate::Waits = delivery.deliver(&mut self.rx.buffer, length.min(room)) {
+            let control = delivery.classify(&self.rx.buffer[..length.min(room)]);
+            if let Some(control) = control.filter(|_| held.is_none()) {
+                delivery
+                    .flow
+                    .hear(delivery.regs, delivery.bus, control.kind);
+            }
+            let fate = delivery.deliver(&mut self.rx.buffer, length.min(room), control);
+            if let Fate::Waits = fate {
                 if held.is_none() {
                     delivery.counts.find_no_buffer();
                 }
@@ -173,15 +186,27 @@ impl Receiver {
     }
 
     /// A frame that the transmitter sent comes back. It is lost when it can't be received at once.
-    pub(super) fn loop_back(&mut self, regs: &mut Regs, bus: &mut Bus<'_>, frame: &[u8]) -> Events {
+    pub(super) fn loop_back(
+        &mut self,
+        regs: &mut Regs,
+        bus: &mut Bus<'_>,
+        flow: &mut Flow,
+        frame: &[u8],
+    ) -> Events {
         if !Rctl::from_bits(regs.get(spec::RCTL)).enable() {
             return Events::default();
         }
-        let mut delivery = Delivery::begin(regs, bus);
+        let mut delivery = Delivery::begin(regs, bus, flow);
+        let control = delivery.classify(frame);
+        if let Some(control) = control {
+            delivery
+                .flow
+                .hear(delivery.regs, delivery.bus, control.kind);
+        }
         match self.buffer.get_mut(..frame.len()) {
             Some(room) if self.held.is_none() => {
                 room.copy_from_slice(frame);
-                if let Fate::Waits = delivery.deliver(&mut self.buffer, frame.len()) {
+                if let Fate::Waits = delivery.deliver(&mut self.buffer, frame.len(), control) {
                     delivery.miss();
                 }
             }
@@ -195,6 +220,9 @@ impl Receiver {
 struct Delivery<'a, 'b> {
     regs: &'a mut Regs,
     bus: &'a mut Bus<'b>,
+    flow: &'a mut Flow,
+    /// The type of MAC Control frames, if they are listened to.
+    control_type: Option<[u8; 2]>,
     rctl: Rctl,
     /// CTRL.VME: VLAN tags are taken out.
     strip_tags: bool,
@@ -205,8 +233,9 @@ struct Delivery<'a, 'b> {
 }
 
 impl<'a, 'b> Delivery<'a, 'b> {
-    fn begin(regs: &'a mut Regs, bus: &'a mut Bus<'b>) -> Self {
+    fn begin(regs: &'a mut Regs, bus: &'a mut Bus<'b>, flow: &'a mut Flow) -> Self {
         Self {
+            control_type: flow::control_type(regs),
             rctl: Rctl::from_bits(regs.get(spec::RCTL)),
             strip_tags: Ctrl::from_bits(regs.get(spec::CTRL)).vlan_mode(),
             rxcsum: Rxcsum::from_bits(regs.get(spec::RXCSUM)),
@@ -215,7 +244,15 @@ impl<'a, 'b> Delivery<'a, 'b> {
             events: Events::default(),
             regs,
             bus,
+            flow,
         }
+    }
+
+    /// What a frame is to flow control.
+    fn classify(&self, frame: &[u8]) -> Option<Control> {
+        let found = frame.get(TYPE_AT..TYPE_AT + 2)?;
+        let is_control = self.control_type.is_some_and(|control| control == *found);
+        is_control.then(|| flow::classify(self.regs, frame))?
     }
 
     /// Shows the guest how far it went. Returns what happened.
@@ -234,7 +271,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
     }
 
     /// Brings `buffer[..length]` through the filters to memory. The buffer has room for padding and an FCS behind it.
-    fn deliver(&mut self, buffer: &mut [u8], length: usize) -> Fate {
+    fn deliver(&mut self, buffer: &mut [u8], length: usize, control: Option<Control>) -> Fate {
         let mut end = length;
         if end < FRAME_BYTES_MIN {
             buffer[end..FRAME_BYTES_MIN].fill(0);
@@ -253,7 +290,12 @@ impl<'a, 'b> Delivery<'a, 'b> {
             self.counts.find_oversized();
             None
         } else {
-            filter::accept(self.regs, self.rctl, frame, cast, tag)
+            let by_filters = filter::accept(self.regs, self.rctl, frame, cast, tag);
+            match control.map(|control| control.pass) {
+                None | Some(Pass::ByFilters) => by_filters,
+                Some(Pass::Never) => None,
+                Some(Pass::Always) => Some(by_filters.unwrap_or(Accepted { inexact: false })),
+            }
         };
         let Some(accepted) = accepted else {
             self.counts.see(wire_bytes);
@@ -299,7 +341,9 @@ impl<'a, 'b> Delivery<'a, 'b> {
         };
         self.counts.see(wire_bytes);
         if self.store(data, &mut last, buffer_bytes) {
-            self.counts.receive(cast, wire_bytes);
+            if control.is_none() {
+                self.counts.receive(cast, wire_bytes);
+            }
             let small = self.regs.get(spec::RSRPD);
             if stored <= small {
                 self.events.causes.set_small_receive(true);

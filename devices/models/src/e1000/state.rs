@@ -20,6 +20,7 @@ pub(super) struct Controller {
     pub(super) phy: Phy,
     pub(super) transmitter: Transmitter,
     pub(super) receiver: Receiver,
+    pub(super) flow: Flow,
 }
 
 /// The EEPROM's content, and the command that is being clocked into it.
@@ -140,4 +141,14 @@ pub(super) struct Receiver {
     pub(super) held: Option<Bytes>,
     pub(super) blocked: bool,
     pub(super) more: bool,
+}
+
+/// Flow control between frames.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Flow {
+    /// For how long the partner wants nothing to be sent yet.
+    pub(super) paused_ns: Option<u64>,
+    pub(super) holds_back: bool,
+    pub(super) full: bool,
 }

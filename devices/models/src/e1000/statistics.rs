@@ -70,6 +70,11 @@ impl Sent {
         self.good.add(cast, wire_bytes, frames);
     }
 
+    /// A frame of flow control went out.
+    pub(super) fn add_control(&mut self, wire_bytes: u32) {
+        self.total.add(wire_bytes, 1);
+    }
+
     /// Adds to the registers.
     pub(super) fn settle(self, regs: &mut Regs) {
         let Self { total, good } = self;

@@ -5,6 +5,7 @@ use pci::{Bus, regs::Regs};
 
 use super::{
     Controller,
+    flow::Flow,
     interrupt::Events,
     rx::Receiver,
     spec::{self, bits::Rctl},
@@ -31,6 +32,7 @@ pub(super) struct Way<'a, 'b> {
     pub(super) offloads: Offloads,
     pub(super) backend: &'a mut dyn net::Backend,
     pub(super) receiver: &'a mut Receiver,
+    pub(super) flow: &'a mut Flow,
     pub(super) regs: &'a mut Regs,
     pub(super) bus: &'a mut Bus<'b>,
     pub(super) budget: u32,
@@ -80,7 +82,9 @@ impl Way<'_, '_> {
         match self.path {
             Path::Backend => self.backend.send(frame, offload)?,
             Path::Loopback => {
-                let events = self.receiver.loop_back(self.regs, self.bus, frame);
+                let events = self
+                    .receiver
+                    .loop_back(self.regs, self.bus, self.flow, frame);
                 self.events.add(events);
             }
             Path::Nowhere => return Ok(()),

@@ -21,8 +21,11 @@ pub(in crate::e1000) struct Ctrl {
     __: u16,
     /// RST: self-clearing.
     pub reset: bool,
-    #[bits(3)]
-    __: u8,
+    /// RFCE: PAUSE frames are obeyed.
+    pub receive_flow_control: bool,
+    /// TFCE: PAUSE frames are sent.
+    pub transmit_flow_control: bool,
+    __: bool,
     /// VME.
     pub vlan_mode: bool,
     pub phy_reset: bool,
@@ -33,8 +36,11 @@ pub(in crate::e1000) struct Ctrl {
 pub(in crate::e1000) struct Status {
     pub full_duplex: bool,
     pub link_up: bool,
-    #[bits(4)]
+    #[bits(2)]
     __: u8,
+    /// TXOFF.
+    pub transmission_paused: bool,
+    __: bool,
     /// As in [`Ctrl`].
     #[bits(2)]
     pub speed: u8,
@@ -224,8 +230,29 @@ pub(in crate::e1000) struct Tctl {
     __: bool,
     /// PSP.
     pub pad_short: bool,
-    #[bits(28)]
+    #[bits(18)]
     __: u32,
+    /// SWXOFF: self-clearing.
+    pub software_xoff: bool,
+    #[bits(9)]
+    __: u32,
+}
+
+/// Flow Control Receive Threshold Low, section 13.4.23.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Fcrtl {
+    #[bits(31)]
+    __: u32,
+    /// XONE.
+    pub xon_enable: bool,
+}
+
+/// Flow Control Receive Threshold High, section 13.4.24.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Fcrth {
+    /// RTH, in bytes.
+    pub threshold: u16,
+    __: u16,
 }
 
 /// Transmit Descriptor Control, section 13.4.44.

@@ -43,7 +43,7 @@ pci::registers! {
 
     // Device control and status, 13.4.1 to 13.4.9.
     CTRL = Reg::at(0x0000).aliases(&[0x0004]).power_on(0x0020_0201).writable(0x58fc_1be9);
-    STATUS = Reg::at(0x0008).driven(0x0bc3);
+    STATUS = Reg::at(0x0008).driven(0x0bd3);
     EECD = Reg::at(0x0010).power_on(0x0000_0110).writable(0x77).driven(0x88);
     EERD = Reg::at(0x0014).driven(0xffff_fffe);
     CTRL_EXT = Reg::at(0x0018).writable(0x0002_cfff);

@@ -1,5 +1,6 @@
 //! Drives the controller as a driver does. Offsets and bits are the manual's, written as numbers.
 
+mod flow;
 mod hostile;
 mod readme;
 mod receive;

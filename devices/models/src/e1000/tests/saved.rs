@@ -1,6 +1,6 @@
 //! Saved state: a controller that was loaded behaves as the one that was saved, whatever it was doing.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -26,6 +26,10 @@ enum Step {
     Buffers(u32),
     /// The backend takes so many frames more.
     Room(Option<usize>),
+    /// The partner wants so many slots of silence.
+    Pause(u16),
+    /// So many nanoseconds pass.
+    Wait(u64),
     ConfigWrite(u64, u8),
     /// And the driver begins anew.
     Reset {
@@ -39,7 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
     };
     // Most writes leave the link, the rings and the bus as they are, so that there is something to save.
     let registers = prop_oneof![
-        4 => write(CTRL, 0x40, 0x4000_0000),
+        4 => write(CTRL, 0x40, 0x5800_0000),
         1 => write(CTRL, 0, 0xd800_1be9),
         4 => write(0x10, 2, 5),
         2 => write(0x10, 0, 7),
@@ -54,7 +58,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => write(IMC, 0, 0x1_ffff),
         3 => write(RCTL, 0x801a, 0x0003_2320),
         1 => write(RCTL, 0, 0x0407_0e3e),
-        1 => write(TCTL, 0, 0xa),
+        1 => write(TCTL, 0, 0x0040_000a),
+        1 => write(0x170, 0, 0xffff),
+        1 => write(0x2160, 0, 0x8000_0000),
         3 => write(TCTL, 0xa, 0),
         1 => write(0x5000, 0, 0x07ff),
         1 => (0u64..128).prop_flat_map(move |index| write(0x5200 + 4 * index, 0, !0)),
@@ -89,6 +95,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1usize..3000).prop_map(Step::Arrive),
         1 => (1u32..8).prop_map(Step::Buffers),
         2 => prop::option::of(0usize..4).prop_map(Step::Room),
+        1 => prop_oneof![Just(0), any::<u16>()].prop_map(Step::Pause),
+        2 => (0u64..50_000_000).prop_map(Step::Wait),
         1 => any::<u8>().prop_map(|byte| Step::ConfigWrite(0x3c, byte)),
         1 => prop::sample::select(vec![3, 7]).prop_map(|command| Step::ConfigWrite(4, command)),
         1 => Just(Step::ConfigWrite(4, 7)),
@@ -96,16 +104,22 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Both rings, the link, and interrupts.
+/// Both rings, the link, flow control, and interrupts.
 fn set_up(driver: &mut Driver) {
     driver.set_up_transmit(64);
     driver.set_up_receive(16, 0x8018);
+    driver.write(0x28, 0x00c2_8001);
+    driver.write(0x2c, 0x0100);
+    driver.write(0x30, 0x8808);
+    driver.write(0x170, 0x1234);
+    driver.write(0x2168, 0x8000);
     driver.tx_next = driver.read(TDH);
     driver.write(IMS, 0x1_ffff);
 }
 
 fn driver(offloads: bool) -> Driver {
     let mut driver = Driver::new();
+    driver.guest.advance(Duration::ZERO);
     set_up(&mut driver);
     driver.wire.state().offloads = Offloads {
         checksum: offloads,
@@ -121,6 +135,12 @@ fn moved(driver: Driver) -> Driver {
         guest: driver.guest.moved_to(controller).unwrap(),
         ..driver
     }
+}
+
+fn pause(slots: u16) -> Vec<u8> {
+    let mut frame = vec![1, 0x80, 0xc2, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x88, 8, 0, 1];
+    frame.extend(slots.to_be_bytes());
+    frame
 }
 
 /// Does one step, and says what the guest and the other end of the cable see of it.
@@ -153,6 +173,8 @@ fn take(driver: &mut Driver, step: &Step) -> String {
             let tail = (driver.read(RDT) + count) % driver.rx_count;
             driver.write(RDT, tail);
         }
+        Step::Pause(slots) => driver.arrive(&pause(slots)),
+        Step::Wait(nanoseconds) => driver.guest.advance(Duration::from_nanos(nanoseconds)),
         Step::Room(room) => driver.wire.state().room = room,
         Step::ConfigWrite(at, byte) => driver.guest.config_write(at, &[byte]),
         Step::Reset { by_software } => {
@@ -164,10 +186,10 @@ fn take(driver: &mut Driver, step: &Step) -> String {
         }
     }
     let interrupted = driver.guest.interrupted();
-    let idle = driver.guest.deadline().is_none();
+    let due = driver.guest.due_in();
     let mut wire = driver.wire.state();
     let sent = std::mem::take(&mut wire.sent);
-    write!(seen, " {interrupted} {idle} {:?} {sent:?}", wire.interest).unwrap();
+    write!(seen, " {interrupted} {due:?} {:?} {sent:?}", wire.interest).unwrap();
     seen
 }
 
@@ -308,6 +330,7 @@ fn busy(kind: usize) -> Driver {
     for _ in 0..free - 1 {
         driver.arrive(&frame([0xff; 6], 80));
     }
+    driver.set(CTRL, 0x1000_0000);
     // LPE: it needs two buffers, and there is one.
     driver.write(RCTL, 0x803a);
     driver.arrive(&frame(MAC, 2100));

@@ -106,7 +106,7 @@ impl Controller {
         let enabled = Tctl::from_bits(self.regs.get(spec::TCTL)).enable();
         let mut ring = Ring::load(&self.regs, &RING);
         let before = ring.available();
-        if !enabled || self.tx.stalled || before == 0 {
+        if !enabled || self.tx.stalled || before == 0 || self.flow.is_paused(&mut self.regs, bus) {
             return;
         }
         let path = self.path();
@@ -118,6 +118,7 @@ impl Controller {
             },
             backend: &mut *self.backend,
             receiver: &mut self.rx,
+            flow: &mut self.flow,
             regs: &mut self.regs,
             bus,
             budget: BUDGET_BYTES,
