@@ -1,4 +1,4 @@
-//! What a model may touch during one call: guest memory and its interrupt line.
+//! What a model may touch during one call: guest memory and its interrupt.
 
 use std::time::Instant;
 
@@ -10,18 +10,22 @@ use crate::config::ConfigSpace;
 
 /// The IRQ index of INTx.
 pub(crate) const INTX: u32 = bindings::VFIO_PCI_INTX_IRQ_INDEX;
+/// The IRQ index of MSI.
+pub(crate) const MSI: u32 = bindings::VFIO_PCI_MSI_IRQ_INDEX;
 /// The IRQ index of the error that the device can't recover from by itself.
 pub(crate) const ERROR: u32 = bindings::VFIO_PCI_ERR_IRQ_INDEX;
 
 /// The bus, lent to a model for the length of a call.
 ///
-/// It applies the function's Command register: no DMA without Bus Master Enable, no INTx with Interrupt Disable; and
-/// neither while the function does not run.
+/// It applies the function's Command register: no DMA without Bus Master Enable, which messages are as well, no INTx with
+/// Interrupt Disable; and neither while the function does not run.
 pub struct Bus<'a> {
     pub(crate) lent: &'a mut Lent,
     pub(crate) config: &'a mut ConfigSpace,
     pub(crate) software_resets: &'a mut u64,
     pub(crate) running: bool,
+    /// The interrupt that is asserted was told by a message.
+    pub(crate) message_sent: &'a mut bool,
     /// The client was told of memory that is gone.
     pub(crate) error_told: &'a mut bool,
     pub(crate) clock: Clock,
@@ -96,10 +100,19 @@ impl Bus<'_> {
         Ok(value)
     }
 
-    /// Asserts or deasserts the function's INTx line.
-    pub fn set_intx(&mut self, asserted: bool) {
-        self.config.set_interrupt_status(asserted);
-        self.update_intx();
+    /// Asserts or deasserts the function's interrupt. How the guest hears of it is its own choice: with MSI enabled by one
+    /// message when the interrupt is asserted, otherwise by the line, which is up for as long.
+    pub fn set_interrupt(&mut self, asserted: bool) {
+        if asserted != self.interrupt() {
+            self.config.set_interrupt_status(asserted);
+            self.update_interrupt();
+        }
+    }
+
+    /// Whether the function's interrupt is asserted.
+    #[must_use]
+    pub fn interrupt(&self) -> bool {
+        self.config.interrupt_status()
     }
 
     /// Counts a reset that the guest's driver asked for through a register.
@@ -107,10 +120,27 @@ impl Bus<'_> {
         *self.software_resets += 1;
     }
 
-    /// Brings the line to what Interrupt Status and Interrupt Disable make of it (PCI 3.0, 6.2.2 and 6.2.3).
-    pub(crate) fn update_intx(&mut self) {
-        let asserted = self.running && self.config.intx_level();
-        self.lent.irqs.set_level(INTX, asserted);
+    /// Brings line and message to what Interrupt Status, Command and the MSI capability make of them (PCI 3.0, 6.2.2, 6.2.3
+    /// and 6.8.1). A message is owed from the assertion on, whatever holds it up: that MSI is not enabled yet, or bus
+    /// mastering.
+    pub(crate) fn update_interrupt(&mut self) {
+        let asserted = self.running && self.interrupt() && self.config.is_on();
+        let by_message = self.config.is_msi_enabled();
+        let by_line = !by_message && !self.config.command().interrupt_disable();
+        self.lent.irqs.set_level(INTX, asserted && by_line);
+        if !asserted || !by_message {
+            *self.message_sent = false;
+        } else if self.config.command().bus_master() && !*self.message_sent {
+            *self.message_sent = true;
+            self.lent.irqs.trigger(MSI, 0);
+        }
+    }
+
+    /// Takes the interrupt back, and what was not sent of it: the function is being reset.
+    pub(crate) fn forget_interrupt(&mut self) {
+        self.config.set_interrupt_status(false);
+        self.update_interrupt();
+        self.lent.irqs.forget_messages();
     }
 
     /// Memory that the client has mapped and then taken the file from is nothing that a guest's driver could have caused or

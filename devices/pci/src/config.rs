@@ -83,6 +83,18 @@ struct PowerControl {
     pme_status: bool,
 }
 
+/// MSI Message Control, section 6.8.1.3.
+#[bitfield(u16)]
+struct MsiControl {
+    enable: bool,
+    #[bits(3)]
+    messages_log2: u8,
+    #[bits(3)]
+    messages_enabled_log2: u8,
+    address_64: bool,
+    __: u8,
+}
+
 /// What a function says of itself: the read-only part of its header.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
@@ -142,15 +154,20 @@ impl Bar {
 pub enum Capability {
     /// PCI Power Management 1.1: D0 and D3hot. Leaving D3hot resets the function.
     PowerManagement,
+    /// Message Signaled Interrupts, section 6.8.1: one message, to an address of 64 bits, that can't be masked.
+    Msi,
 }
 
 impl Capability {
     const POWER_MANAGEMENT_ID: u8 = 0x01;
     const POWER_MANAGEMENT_CONTROL: usize = 4;
+    const MSI_ID: u8 = 0x05;
+    const MSI_CONTROL: usize = 2;
 
     fn id(&self) -> u8 {
         match self {
             Self::PowerManagement => Self::POWER_MANAGEMENT_ID,
+            Self::Msi => Self::MSI_ID,
         }
     }
 }
@@ -166,6 +183,8 @@ pub struct ConfigSpace {
     driven: [u8; CONFIG_BYTES],
     /// Where Power Management Control/Status is, if the function has it.
     power_control: Option<usize>,
+    /// Where MSI's Message Control is, if the function has it.
+    msi_control: Option<usize>,
 }
 
 impl ConfigSpace {
@@ -179,6 +198,7 @@ impl ConfigSpace {
             write_one_to_clear: [0; CONFIG_BYTES],
             driven: [0; CONFIG_BYTES],
             power_control: None,
+            msi_control: None,
         };
         space.lay_out_header(identity);
         space.lay_out_capabilities(&identity.capabilities);
@@ -245,7 +265,7 @@ impl ConfigSpace {
             STATUS,
             &clearable.into_bits().to_le_bytes(),
         );
-        let pending = Status::new().with_interrupt(identity.interrupt_pin);
+        let pending = Status::new().with_interrupt(true);
         put(&mut self.driven, STATUS, &pending.into_bits().to_le_bytes());
         // Cache Line Size and Latency Timer, and Interrupt Line, are the software's own notes.
         put(&mut self.writable, 0x0c, &[0xff, 0xff]);
@@ -291,6 +311,27 @@ impl ConfigSpace {
                     put(&mut self.writable, power_control, &writable);
                     self.power_control = Some(power_control);
                 }
+                Capability::Msi => {
+                    let control = MsiControl::new().with_address_64(true);
+                    let writable = MsiControl::new()
+                        .with_enable(true)
+                        .with_messages_enabled_log2(7);
+                    let msi_control = at + Capability::MSI_CONTROL;
+                    put(
+                        &mut self.power_on,
+                        msi_control,
+                        &control.into_bits().to_le_bytes(),
+                    );
+                    put(
+                        &mut self.writable,
+                        msi_control,
+                        &writable.into_bits().to_le_bytes(),
+                    );
+                    // Message Address, Message Upper Address and Message Data.
+                    put(&mut self.writable, at + 4, &[0xfc, 0xff, 0xff, 0xff]);
+                    put(&mut self.writable, at + 8, &[0xff; 6]);
+                    self.msi_control = Some(msi_control);
+                }
             }
         }
     }
@@ -329,6 +370,7 @@ impl ConfigSpace {
             write_one_to_clear: _,
             driven: _,
             power_control: _,
+            msi_control: _,
         } = self;
         Bytes(value.to_vec())
     }
@@ -372,10 +414,15 @@ impl ConfigSpace {
         put(&mut self.value, STATUS, &status.into_bits().to_le_bytes());
     }
 
-    /// Whether the INTx line is asserted.
-    pub(crate) fn intx_level(&self) -> bool {
-        let pending = Status::from_bits(self.word(STATUS)).interrupt();
-        pending && !self.command().interrupt_disable() && self.is_on()
+    /// What was said last.
+    pub(crate) fn interrupt_status(&self) -> bool {
+        Status::from_bits(self.word(STATUS)).interrupt()
+    }
+
+    /// Whether the guest has messages sent for interrupts.
+    pub(crate) fn is_msi_enabled(&self) -> bool {
+        self.msi_control
+            .is_some_and(|at| MsiControl::from_bits(self.word(at)).enable())
     }
 
     fn word(&self, at: usize) -> u16 {
@@ -403,7 +450,7 @@ mod tests {
             class_code: 0x02_0000,
             interrupt_pin: true,
             bars,
-            capabilities: vec![(0xdc, Capability::PowerManagement)],
+            capabilities: vec![(0xdc, Capability::PowerManagement), (0xf0, Capability::Msi)],
             ..Identity::default()
         })
     }
@@ -471,23 +518,24 @@ mod tests {
     fn the_capability_list_has_power_management() {
         let mut space = space();
         assert_eq!(read32(&space, 0x34), 0xdc);
-        assert_eq!(read32(&space, 0xdc), 0x0002_0001);
+        assert_eq!(read32(&space, 0xdc), 0x0002_f001);
         assert!(space.is_on());
         space.write(0xe0, &[3]);
         assert!(!space.is_on());
     }
 
     #[test]
-    fn interrupt_disable_holds_the_line_low() {
+    fn msi_has_one_message_that_goes_anywhere() {
         let mut space = space();
-        space.set_interrupt_status(true);
-        assert!(space.intx_level());
-        space.write(0x05, &[0x04]);
-        assert!(!space.intx_level());
-        assert_eq!(
-            read32(&space, 0x04) >> 16 & 8,
-            8,
-            "Interrupt Status does not depend on Interrupt Disable"
-        );
+        assert_eq!(read32(&space, 0xf0), 0x0080_0005);
+        assert!(!space.is_msi_enabled());
+        for at in 0xf0..0x100 {
+            space.write(at, &[0xff]);
+        }
+        assert_eq!(read32(&space, 0xf0), 0x00f1_0005);
+        assert_eq!(read32(&space, 0xf4), 0xffff_fffc);
+        assert_eq!(read32(&space, 0xf8), 0xffff_ffff);
+        assert_eq!(read32(&space, 0xfc), 0x0000_ffff);
+        assert!(space.is_msi_enabled());
     }
 }

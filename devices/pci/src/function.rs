@@ -12,8 +12,8 @@ use vfio_user::{IrqInfo, IrqKind, Lent, Region};
 
 use crate::{
     Device, LoadError, Saved, UpdateError,
-    bus::{Bus, Clock, ERROR, INTX},
-    config::{CONFIG_BYTES, ConfigSpace},
+    bus::{Bus, Clock, ERROR, INTX, MSI},
+    config::{CONFIG_BYTES, Capability, ConfigSpace},
     rom::Rom,
     saved::{self, Bytes},
 };
@@ -47,6 +47,8 @@ pub struct Function<D> {
     config: ConfigSpace,
     rom: Option<Rom>,
     running: bool,
+    /// The interrupt that is asserted was told by a message.
+    message_sent: bool,
     /// Why the last state was not loaded, until somebody asks.
     refused: Option<LoadError>,
     /// The client was told of memory that is gone.
@@ -77,6 +79,11 @@ impl<D: Device> Function<D> {
             count: identity.interrupt_pin.into(),
             kind: IrqKind::Level,
         };
+        irqs[MSI as usize].count = identity
+            .capabilities
+            .iter()
+            .filter(|(_, capability)| *capability == Capability::Msi)
+            .count() as u32;
         // The error interrupt, and the one that asks the client to let go of the device.
         for index in [ERROR, bindings::VFIO_PCI_REQ_IRQ_INDEX] {
             irqs[index as usize] = IrqInfo {
@@ -89,6 +96,7 @@ impl<D: Device> Function<D> {
             device,
             rom: identity.rom,
             running: true,
+            message_sent: false,
             refused: None,
             error_told: false,
             software_resets: 0,
@@ -172,8 +180,9 @@ impl<D: Device> Function<D> {
         let Self {
             device,
             config,
-            // Whoever loads the state says when it runs.
+            // Whoever loads the state says when it runs, and a message is sent again then.
             running: _,
+            message_sent: _,
             // What this process has seen, and told.
             refused: _,
             error_told: _,
@@ -224,6 +233,7 @@ impl<D: Device> Function<D> {
             config,
             software_resets,
             running,
+            message_sent,
             error_told,
             clock,
             ..
@@ -235,6 +245,7 @@ impl<D: Device> Function<D> {
                 config,
                 software_resets,
                 running: *running,
+                message_sent,
                 error_told,
                 clock: *clock,
             },
@@ -248,10 +259,10 @@ impl<D: Device> Function<D> {
         let (device, mut bus) = self.split(lent);
         if is_on && !was_on {
             // PCI Power Management 1.1, 5.4.1: a function leaves D3hot through a reset of what it does inside.
-            bus.set_intx(false);
+            bus.forget_interrupt();
             device.reset(&mut bus);
         }
-        bus.update_intx();
+        bus.update_interrupt();
     }
 
     /// The BAR that a region is, if it answers now: in D0 with its kind of access enabled in Command or not, since a
@@ -325,7 +336,7 @@ impl<D: Device> vfio_user::Device for Function<D> {
         self.error_told = false;
         self.config.reset();
         let (device, mut bus) = self.split(lent);
-        bus.set_intx(false);
+        bus.forget_interrupt();
         device.reset(&mut bus);
     }
 
@@ -339,7 +350,7 @@ impl<D: Device> vfio_user::Migration for Function<D> {
         self.running = running;
         // An interrupt that is pending is signalled again where the function goes on.
         let (_, mut bus) = self.split(lent);
-        bus.update_intx();
+        bus.update_interrupt();
     }
 
     fn save(&mut self) -> Result<Vec<u8>, Errno> {
@@ -376,7 +387,7 @@ mod tests {
                 interrupt_pin: true,
                 bars,
                 rom: Some(Rom::of(&[0x55, 0xaa, 1])),
-                capabilities: vec![(0x40, Capability::PowerManagement)],
+                capabilities: vec![(0x40, Capability::PowerManagement), (0x50, Capability::Msi)],
                 ..Identity::default()
             }
         }
@@ -385,7 +396,7 @@ mod tests {
         }
         fn write(&mut self, bus: &mut Bus<'_>, _: usize, offset: u64, data: &[u8]) {
             self.0[offset as usize % 4] = data[0];
-            bus.set_intx(self.0[0] & 1 == 1);
+            bus.set_interrupt(self.0[0] & 1 == 1);
             if self.0[0] & 0x80 != 0 && bus.write(0x100, &self.0[1..2]).is_err() {
                 self.0[3] = 0xee;
             }
@@ -477,6 +488,98 @@ mod tests {
         guest.reset();
         assert!(guest.interrupted(), "the one from before");
         assert!(!guest.interrupted());
+    }
+
+    /// Writes of Message Control at 0x52.
+    const MSI_OFF: [u8; 1] = [0x80];
+    const MSI_ON: [u8; 1] = [0x81];
+
+    #[test]
+    fn with_msi_an_interrupt_is_one_message_and_no_line() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.write(0, 0, &[1]);
+        assert_eq!((guest.interrupted(), guest.messages()), (true, 0));
+        guest.config_write(0x52, &MSI_ON);
+        guest.interrupted();
+        assert!(!guest.interrupted(), "the line is low");
+        assert_eq!(guest.messages(), 1, "of the interrupt that was asserted");
+        guest.write(0, 0, &[1]);
+        assert_eq!(guest.messages(), 0, "it still is");
+        guest.write(0, 0, &[0]);
+        assert_eq!(guest.messages(), 0);
+        guest.write(0, 0, &[1]);
+        assert_eq!((guest.messages(), guest.interrupted()), (1, false));
+        guest.config_write(0x52, &MSI_OFF);
+        assert!(guest.interrupted(), "the line is up again");
+    }
+
+    #[test]
+    fn interrupt_disable_is_of_the_line_only() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.config_write(5, &[4]);
+        guest.config_write(0x52, &MSI_ON);
+        guest.write(0, 0, &[1]);
+        assert_eq!((guest.messages(), guest.interrupted()), (1, false));
+        let mut status = [0];
+        guest.config_read(6, &mut status);
+        assert_eq!(status, [0x38], "Interrupt Status");
+    }
+
+    #[test]
+    fn a_message_waits_for_bus_mastering() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.config_write(0x52, &MSI_ON);
+        guest.config_write(4, &[3]);
+        guest.write(0, 0, &[1]);
+        assert_eq!(guest.messages(), 0);
+        guest.config_write(4, &[7]);
+        assert_eq!(guest.messages(), 1);
+        guest.config_write(4, &[3]);
+        guest.config_write(4, &[7]);
+        assert_eq!(guest.messages(), 0, "sent once");
+    }
+
+    #[test]
+    fn a_reset_forgets_the_message_that_nobody_could_be_sent() {
+        for by_power in [false, true] {
+            let mut guest = Guest::new(Scratch([0; 4]));
+            guest.mask_messages(true);
+            guest.config_write(0x52, &MSI_ON);
+            guest.write(0, 0, &[1]);
+            if by_power {
+                guest.config_write(0x44, &[3]);
+                guest.config_write(0x44, &[0]);
+            } else {
+                guest.reset();
+            }
+            guest.mask_messages(false);
+            assert_eq!(guest.messages(), 0, "by power: {by_power}");
+            guest.config_write(0x52, &MSI_ON);
+            guest.write(0, 0, &[1]);
+            assert_eq!(guest.messages(), 1);
+        }
+    }
+
+    #[test]
+    fn a_message_that_was_pending_is_sent_where_the_function_goes_on() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        guest.config_write(0x52, &MSI_ON);
+        guest.write(0, 0, &[1]);
+        assert_eq!(guest.messages(), 1);
+        let mut again = guest.moved_to(Scratch([0; 4])).unwrap();
+        assert_eq!((again.messages(), again.interrupted()), (1, false));
+        again.write(0, 0, &[0]);
+        again.write(0, 0, &[1]);
+        assert_eq!(again.messages(), 1);
+    }
+
+    #[test]
+    fn a_function_has_the_interrupts_that_it_says() {
+        let counts = |irqs: &[IrqInfo]| irqs.iter().map(|irq| irq.count).collect::<Vec<_>>();
+        // INTx, MSI, MSI-X, the error, and the request to release the device.
+        let function = Function::new(Scratch([0; 4]));
+        assert_eq!(counts(function.irqs()), [1, 1, 0, 1, 1]);
+        assert_eq!(function.irqs()[1].kind, IrqKind::Message);
     }
 
     #[test]

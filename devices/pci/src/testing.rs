@@ -1,4 +1,5 @@
-//! A guest for tests of models: memory, an interrupt controller with one line, and a driver's view of BARs.
+//! A guest for tests of models: memory, an interrupt controller with one line and one message, and a driver's view of
+//! BARs.
 //!
 //! It reaches the model through [`Function`], as a client does, so that Command, INTx and guest memory behave as they do
 //! under a VMM.
@@ -26,7 +27,7 @@ use vfio_user::{Access, Device as _, IrqAction, Irqs, Lent, Migration as _};
 
 use crate::{
     Bus, Device, Function, LoadError, UpdateError,
-    bus::{ERROR, INTX},
+    bus::{ERROR, INTX, MSI},
 };
 
 /// Bytes of guest memory, from address 0 on.
@@ -39,6 +40,7 @@ pub struct Guest<D> {
     lent: Lent,
     memory: File,
     intx: EventFd,
+    messages: EventFd,
     errors: EventFd,
     /// Only the test moves the clock.
     clock_is_stopped: bool,
@@ -70,24 +72,34 @@ impl<D: Device> Guest<D> {
                 Some((memory.try_clone().unwrap().into(), 0)),
             )
             .unwrap();
-        let mut connect = |index| {
-            let ours = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-            let theirs = [Some(ours.as_fd().try_clone_to_owned().unwrap())];
-            let connected = lent
-                .irqs
-                .connect(index, IrqAction::Trigger, 0, theirs.into_iter());
-            connected.unwrap();
-            ours
-        };
-        let (intx, errors) = (connect(INTX), connect(ERROR));
-        Self {
+        let eventfd = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let guest = Self {
             function,
             lent,
             memory,
-            intx,
-            errors,
+            intx: eventfd(),
+            messages: eventfd(),
+            errors: eventfd(),
             clock_is_stopped: false,
+        };
+        guest.connected()
+    }
+
+    /// With the eventfds of the interrupts that the device has.
+    fn connected(mut self) -> Self {
+        for (index, eventfd) in [
+            (INTX, &self.intx),
+            (MSI, &self.messages),
+            (ERROR, &self.errors),
+        ] {
+            if self.function.irqs()[index as usize].count > 0 {
+                let theirs = [Some(eventfd.as_fd().try_clone_to_owned().unwrap())];
+                let irqs = &mut self.lent.irqs;
+                irqs.connect(index, IrqAction::Trigger, 0, theirs.into_iter())
+                    .unwrap();
+            }
         }
+        self
     }
 
     /// Reads a 32-bit register.
@@ -173,6 +185,17 @@ impl<D: Device> Guest<D> {
     /// [`UpdateError`], as an agent is told.
     pub fn update(&mut self, config: &serde_json::Value) -> Result<(), UpdateError> {
         self.function.update(&mut self.lent, config)
+    }
+
+    /// Masks the message as a client can, or unmasks it.
+    pub fn mask_messages(&mut self, masked: bool) {
+        let irqs = &mut self.lent.irqs;
+        irqs.set_mask(MSI, 0, 1, masked, |_| true).unwrap();
+    }
+
+    /// How many messages came since the last call.
+    pub fn messages(&mut self) -> u64 {
+        self.messages.read().unwrap_or(0)
     }
 
     /// Takes the file behind guest memory away, as a client can at any time.

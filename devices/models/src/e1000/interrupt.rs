@@ -53,7 +53,7 @@ impl Interrupts {
 
     /// Brings the line to what causes and mask make of it.
     pub(super) fn update(&mut self, regs: &Regs, bus: &mut Bus<'_>) {
-        bus.set_intx(regs.get(spec::ICR) & regs.get(spec::IMS) != 0);
+        bus.set_interrupt(regs.get(spec::ICR) & regs.get(spec::IMS) != 0);
     }
 
     /// Software writes ICS: sets causes.

@@ -299,7 +299,7 @@ impl Irqs {
 
     /// Forgets the messages that are held back: the device that sent them was reset. What the client has connected and masked
     /// stays, and a line is the device's to lower.
-    pub(crate) fn forget_messages(&mut self) {
+    pub fn forget_messages(&mut self) {
         let is_message = |index: &&mut Index| index.kind == IrqKind::Message;
         for index in self.indexes.iter_mut().filter(is_message) {
             index.irqs.iter_mut().for_each(|irq| irq.pending = false);
