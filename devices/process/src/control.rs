@@ -1,4 +1,5 @@
-//! The control socket: an agent learns the device's status, and asks for resets and for the device's release.
+//! The control socket: an agent learns the device's status, and asks for resets, for another configuration, and for the
+//! device's release.
 //!
 //! A listening AF_UNIX seqpacket socket whose path belongs to the agent, so that an agent that was restarted can connect
 //! again. One packet is one JSON object. Status is sent to every connection when it is made and whenever it changes.
@@ -11,14 +12,17 @@ use std::{
     },
 };
 
+use pci::UpdateError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tracing::{debug, warn};
 
 use crate::{failure::Failure, inherit};
 
 /// Connections at once: an agent, its successor, and someone who looks.
 pub(crate) const MAX_PEERS: usize = 8;
-const MAX_PACKET_BYTES: usize = 64 << 10;
+/// A configuration, of which agents take 64 KiB, and what is around it.
+const MAX_PACKET_BYTES: usize = 128 << 10;
 
 /// The listening socket, if there is one, and the connections.
 pub(crate) struct Control {
@@ -73,6 +77,9 @@ pub(crate) struct Resets {
 pub(crate) enum Request {
     /// Back to the power-on state; answered with a reply.
     Reset { id: u64 },
+    /// The living device is to be that of this configuration, the whole of it; answered with a reply. One that it has
+    /// already changes nothing.
+    Update { id: u64, config: Value },
     /// The client is to let go of the device; answered with a reply, which says whether the client was asked.
     #[serde(rename = "request-release")]
     Release { id: u64 },
@@ -88,13 +95,35 @@ enum Message<'a> {
     Reply {
         id: u64,
         ok: bool,
-        /// Why not.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        message: Option<String>,
+        #[serde(flatten)]
+        refusal: Option<Refusal>,
     },
     Error {
         message: String,
     },
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Serialize)]
+pub(crate) struct Refusal {
+    /// The field of the configuration that stands in the way, as a path with dots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    message: String,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        let field = None;
+        Self { field, message }
+    }
+}
+
+impl From<UpdateError> for Refusal {
+    fn from(error: UpdateError) -> Self {
+        let UpdateError { field, message } = error;
+        Self { field, message }
+    }
 }
 
 impl Control {
@@ -180,10 +209,10 @@ impl Control {
     }
 
     /// Says that a request was carried out, or why it was not.
-    pub(crate) fn reply(&mut self, index: usize, id: u64, result: Result<(), String>) {
+    pub(crate) fn reply(&mut self, index: usize, id: u64, result: Result<(), Refusal>) {
         let ok = result.is_ok();
-        let message = result.err();
-        self.send(index, &Message::Reply { id, ok, message });
+        let refusal = result.err();
+        self.send(index, &Message::Reply { id, ok, refusal });
     }
 
     /// Tells one connection.
@@ -270,18 +299,27 @@ mod tests {
         let request: Request =
             serde_json::from_str(r#"{"type":"request-release","id":8}"#).unwrap();
         assert_eq!(request, Request::Release { id: 8 });
-        let reply = |message| {
-            serde_json::to_value(Message::Reply {
-                id: 7,
-                ok: false,
-                message,
-            })
+        let request: Request =
+            serde_json::from_str(r#"{"type":"update","id":9,"config":{"a":1}}"#).unwrap();
+        let config = serde_json::json!({"a": 1});
+        assert_eq!(request, Request::Update { id: 9, config });
+        let reply = |refusal: Option<Refusal>| {
+            let (id, ok) = (7, refusal.is_none());
+            serde_json::to_value(Message::Reply { id, ok, refusal }).unwrap()
+        };
+        let field = Some("a.b".to_owned());
+        let immutable = UpdateError {
+            field,
+            message: "no".into(),
         };
         assert_eq!(
-            [reply(None).unwrap(), reply(Some("no".into())).unwrap()],
+            [None, Some("no".to_owned().into()), Some(immutable.into())].map(reply),
             [
-                serde_json::json!({"type": "reply", "id": 7, "ok": false}),
+                serde_json::json!({"type": "reply", "id": 7, "ok": true}),
                 serde_json::json!({"type": "reply", "id": 7, "ok": false, "message": "no"}),
+                serde_json::json!({
+                    "type": "reply", "id": 7, "ok": false, "field": "a.b", "message": "no"
+                }),
             ]
         );
     }

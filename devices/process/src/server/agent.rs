@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use pci::UpdateError;
+use serde_json::Value;
 use tracing::{info, warn};
 use vfio_user::{Device as _, Migration as _};
 
@@ -41,9 +43,14 @@ impl Server {
                 control.send_status_to(index, &self.status());
                 control.reply(index, id, Ok(()));
             }
+            Some(Request::Update { id, config }) => {
+                let updated = self.update(config);
+                control.reply(index, id, updated.map_err(Into::into));
+            }
             Some(Request::Release { id }) => {
                 self.notice_hang_up(now);
-                control.reply(index, id, self.request_release());
+                let asked = self.request_release();
+                control.reply(index, id, asked.map_err(Into::into));
             }
             Some(Request::Status) => {
                 self.notice_hang_up(now);
@@ -61,6 +68,20 @@ impl Server {
         function.set_running(lent, was_running);
         self.resets.api += 1;
         info!("reset through the control socket");
+    }
+
+    /// Brings the device to this configuration, with and without a client. A client that has stopped the device has its
+    /// guest hear of it when the device goes on.
+    fn update(&mut self, config: Value) -> Result<(), UpdateError> {
+        // Whether its model can change anything or not, it is that device.
+        if config == self.config {
+            return Ok(());
+        }
+        let (function, lent) = self.function_and_lent();
+        function.update(lent, &config)?;
+        self.config = config;
+        info!("configuration changed through the control socket");
+        Ok(())
     }
 
     /// Asks the client to let go of the device.

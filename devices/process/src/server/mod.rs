@@ -31,6 +31,7 @@ use nix::{
     },
 };
 use pci::Function;
+use serde_json::Value;
 use tracing::{info, warn};
 use vfio_user::{Closed, Device as _, Lent, Listener, Session};
 
@@ -52,6 +53,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// One device and everything that its loop waits for.
 pub(crate) struct Server {
     function: Function<Box<dyn pci::Device>>,
+    /// What the device was last told to be.
+    config: Value,
     listener: Listener,
     session: Option<Connected>,
     /// What a device without a client has to work with: nothing.
@@ -89,15 +92,17 @@ impl Server {
     /// Makes everything that can fail before the first client: socket, model, backend.
     pub(crate) fn open(args: &Serve, control: &mut Control) -> Result<Self, Failure> {
         let listener = start::listen(args)?;
-        let device = start::open_model(args, &listener)?;
+        let config = start::read_config(&args.config)?;
+        let device = start::open_model(&args.model, config.clone(), &listener)?;
         let spin = Duration::from_micros(args.spin_us.into());
-        Self::with(listener, device, spin, control)
+        Self::with(listener, device, config, spin, control)
             .map_err(|errno| Failure::internal(format!("set up the event loop: {errno}")))
     }
 
     fn with(
         listener: Listener,
         device: Box<dyn pci::Device>,
+        config: Value,
         spin: Duration,
         control: &Control,
     ) -> Result<Self, Errno> {
@@ -108,6 +113,7 @@ impl Server {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let mut server = Self {
             function: Function::new(device),
+            config,
             listener,
             session: None,
             nobody: Lent::default(),

@@ -1,5 +1,6 @@
 //! What a device starts from: its socket, its configuration, and what is made up for it.
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use vfio_user::Listener;
 
@@ -24,10 +25,11 @@ pub(super) fn listen(args: &Serve) -> Result<Listener, Failure> {
 
 /// Makes the model with its backend.
 pub(super) fn open_model(
-    args: &Serve,
+    model: &str,
+    config: Value,
     listener: &Listener,
 ) -> Result<Box<dyn pci::Device>, Failure> {
-    models::open(&args.model, read_config(&args.config)?, seed(listener))
+    models::open(model, config, seed(listener))
 }
 
 /// The same for every start on this host with this socket.
@@ -47,7 +49,8 @@ fn seed(listener: &Listener) -> models::Seed {
     models::Seed(*first)
 }
 
-fn read_config(argument: &str) -> Result<serde_json::Value, Failure> {
+/// Reads the configuration that `--config` gives.
+pub(super) fn read_config(argument: &str) -> Result<Value, Failure> {
     let text = match argument.strip_prefix('@') {
         None => argument.to_owned(),
         Some(path) => {
