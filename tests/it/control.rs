@@ -6,6 +6,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
     send, socket,
 };
+use serde_json::{Value, json};
 use tests::Device;
 
 /// A connection to a device's control socket.
@@ -34,19 +35,29 @@ impl Control {
 
     /// Asks for something, and waits for the reply: whether it was done, or why not.
     pub(crate) fn ask(&self, kind: &str) -> Result<(), String> {
-        let request = format!(r#"{{"type":"{kind}","id":7}}"#);
+        self.request(&json!({"type": kind, "id": 7}))
+            .map_err(|(_, why)| why)
+    }
+
+    /// Tells the device what it is to be. When it can't, it says which field stands in the way, and why.
+    pub(crate) fn update(&self, config: &Value) -> Result<(), (Option<String>, String)> {
+        self.request(&json!({"type": "update", "id": 7, "config": config}))
+    }
+
+    fn request(&self, request: &Value) -> Result<(), (Option<String>, String)> {
+        let request = request.to_string();
         send(self.0.as_raw_fd(), request.as_bytes(), MsgFlags::empty()).unwrap();
         loop {
             let mut packet = vec![0; 4096];
             let len = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
-            let message: serde_json::Value = serde_json::from_slice(&packet[..len]).unwrap();
+            let message: Value = serde_json::from_slice(&packet[..len]).unwrap();
             // Status may come in between.
             if message["type"] == "reply" {
                 assert_eq!(message["id"], 7);
-                let why = message["message"].as_str().unwrap_or_default();
+                let text = |key: &str| message[key].as_str().map(str::to_owned);
                 return match message["ok"].as_bool().unwrap() {
                     true => Ok(()),
-                    false => Err(why.to_owned()),
+                    false => Err((text("field"), text("message").unwrap())),
                 };
             }
         }

@@ -27,7 +27,7 @@ const RX_STRIDE: u64 = 0x800;
 /// Descriptors of each ring.
 pub(crate) const RING: u64 = 8;
 
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// What a driver needs of a client that is connected to the device.
 pub(crate) trait Registers {

@@ -13,3 +13,4 @@ mod guest;
 mod hostile;
 mod migration;
 mod probe;
+mod update;

@@ -79,7 +79,7 @@ fn plug(device: &Device, memory: std::fs::File) -> Driver<Client> {
 }
 
 /// The same, and a driver that has set up the card.
-fn drive(device: &Device) -> Driver<Client> {
+pub(crate) fn drive(device: &Device) -> Driver<Client> {
     let mut driver = plug(device, memory());
     enable(&mut driver);
     driver.open();
