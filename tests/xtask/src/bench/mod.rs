@@ -5,6 +5,7 @@
 //! rounds, and ratios are taken within a round first.
 
 mod client;
+mod e1000;
 mod process;
 mod protocol;
 mod report;
@@ -35,6 +36,15 @@ pub(crate) enum Bench {
     /// second) to the bare socket's. Takes one minute, three at most, besides the time to build a release. Where it may, it
     /// runs with a real-time priority, so that other programs wait meanwhile.
     Protocol(Protocol),
+    /// Frames through `vfu-device e1000`, each way, over every backend that can be measured
+    ///
+    /// A driver with rings in shared memory sends and receives over the vfio-user socket: doorbells are posted writes, and
+    /// it waits for nothing but the interrupt's eventfd. Driver and peer have one core, the server the other. Columns:
+    /// frames and bits per second; the server's processor time for a million frames; its system calls per frame; frames
+    /// for each interrupt; frames that the peer sent and the guest did not receive; and p50 and p99 where it is one frame
+    /// at a time. Limits are what the host does with the same frames on the server's core. TAPs are in a network
+    /// namespace of their own (needs root). Takes two minutes besides the time to build a release.
+    E1000(e1000::E1000),
 }
 
 #[derive(Args)]
@@ -66,21 +76,31 @@ pub(crate) struct Protocol {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let Bench::Protocol(options) = bench;
-    if !options.built {
+    let is_built = match bench {
+        Bench::Protocol(options) => options.built,
+        Bench::E1000(options) => options.built,
+    };
+    if !is_built {
         return Err(build_and_become_release()?);
     }
     crate::stop_by_signal()?;
+    match bench {
+        Bench::Protocol(options) => run_protocol(options),
+        Bench::E1000(options) => e1000::run(options),
+    }
+}
+
+fn run_protocol(options: &Protocol) -> Result<()> {
     let outcome = protocol::run(options)?;
     report::print(&outcome);
     if let Some(path) = &options.json {
-        write_json(path, &outcome)?;
+        write_json(path, &report::json(&outcome))?;
     }
     report::judge(&outcome, options.assert)
 }
 
-fn write_json(path: &Path, outcome: &protocol::Outcome) -> Result<()> {
-    let text = serde_json::to_string_pretty(&report::json(outcome))?;
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
     std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
 }
 

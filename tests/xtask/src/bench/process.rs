@@ -60,10 +60,31 @@ impl Process {
 
     /// How many system calls it makes while `work` is done.
     pub(super) fn system_calls(&self, work: impl FnOnce() -> Result<()>) -> Result<u64> {
-        let output = self.log.with_extension("strace");
+        self.tracer().system_calls(work)
+    }
+
+    /// What counts its system calls, for work that needs this value.
+    pub(super) fn tracer(&self) -> Tracer {
+        Tracer {
+            pid: self.pid,
+            output: self.log.with_extension("strace"),
+        }
+    }
+}
+
+/// Counts a process's system calls.
+pub(super) struct Tracer {
+    pid: Pid,
+    output: PathBuf,
+}
+
+impl Tracer {
+    /// How many the process makes while `work` is done.
+    pub(super) fn system_calls(&self, work: impl FnOnce() -> Result<()>) -> Result<u64> {
+        let output = &self.output;
         let mut strace = Command::new("strace")
             .args(["-f", "-c", "-p", &self.pid.to_string(), "-o"])
-            .arg(&output)
+            .arg(output)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -88,7 +109,7 @@ impl Process {
         worked?;
         asked.context("end strace")?;
         ended?;
-        let text = fs::read_to_string(&output).context("read what strace counted")?;
+        let text = fs::read_to_string(output).context("read what strace counted")?;
         total_calls(&text).with_context(|| format!("strace printed no total:\n{text}"))
     }
 }

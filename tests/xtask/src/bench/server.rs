@@ -61,6 +61,9 @@ pub(crate) struct Args {
     /// ... so many are sent.
     #[arg(long, default_value_t = 0)]
     give: usize,
+    /// The device only: its configuration.
+    #[arg(long, value_name = "JSON")]
+    config: Option<String>,
     /// Look for messages for a while before sleeping.
     #[arg(long)]
     spin: bool,
@@ -73,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match args.kind {
         Kind::Limit => limit(args),
         Kind::Library => library(accept(&args.socket)?, args.spin),
-        Kind::Device => device(&args.socket, args.spin).map(|never| match never {}),
+        Kind::Device => device(args).map(|never| match never {}),
         Kind::Crate => published(&args.socket),
     }
 }
@@ -164,11 +167,14 @@ fn library(stream: UnixStream, spin: bool) -> Result<()> {
 }
 
 /// Becomes `vfu-device`, so that the process that was started is the one that serves.
-fn device(socket: &Path, spin: bool) -> Result<Infallible> {
+fn device(args: &Args) -> Result<Infallible> {
     let program = std::env::current_exe()?.with_file_name("vfu-device");
     let mut command = Command::new(&program);
-    command.arg("e1000").arg("--socket-path").arg(socket);
-    if spin {
+    command.arg("e1000").arg("--socket-path").arg(&args.socket);
+    if let Some(config) = &args.config {
+        command.arg("--config").arg(config);
+    }
+    if args.spin {
         command.arg(format!("--spin-us={}", SPIN.as_micros()));
     }
     Err(command.exec()).with_context(|| format!("start {}", program.display()))
