@@ -104,7 +104,7 @@ fn info_regions_and_configuration_space() {
     let sizes: Vec<u64> = (0..9)
         .map(|index| client.region(index).unwrap().size)
         .collect();
-    assert_eq!(sizes, [128 << 10, 64, 0, 0, 0, 0, 0, 256, 0]);
+    assert_eq!(sizes, [128 << 10, 0, 64, 0, 0, 0, 0, 256, 0]);
     let intx = client.get_irq_info(0).unwrap();
     assert_eq!((intx.count, intx.flags), (1, 7));
     assert_eq!(client.get_irq_info(2).unwrap().count, 0);

@@ -74,7 +74,7 @@ fn an_e1000_is_shown_as_lspci_shows_it() -> Result<()> {
         "\tControl: I/O- Mem- BusMaster- SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR- FastB2B- DisINTx-",
         "\tInterrupt: pin A routed to IRQ 0",
         "\tRegion 0: Memory at 00000000 (32-bit, non-prefetchable) [size=128K]",
-        "\tRegion 1: I/O ports at 0000 [size=64]",
+        "\tRegion 2: I/O ports at 0000 [size=64]",
         "\tvfio-user region 7 (config): read write [size=256]",
         "\tvfio-user irq 0 (INTx): count 1, eventfd maskable automasked",
         "\tCapabilities: [dc] Power Management",
@@ -115,7 +115,7 @@ fn programs_are_told_the_same_as_json() -> Result<()> {
         function["bars"],
         json!([
             {"index": 0, "kind": "memory", "bits": 32, "prefetchable": false, "address": 0, "size_bytes": 128 << 10},
-            {"index": 1, "kind": "io", "address": 0, "size_bytes": 64},
+            {"index": 2, "kind": "io", "address": 0, "size_bytes": 64},
         ])
     );
     assert_eq!(function["capabilities"][0]["name"], "Power Management");

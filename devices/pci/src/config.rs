@@ -132,6 +132,11 @@ pub enum Bar {
         /// Bytes.
         size_bytes: u32,
     },
+    /// Memory anywhere, not prefetchable; at least 16 bytes. It takes the next register too, which must be left empty.
+    Memory64 {
+        /// Bytes.
+        size_bytes: u32,
+    },
     /// I/O ports; 4 to 256 bytes.
     Io {
         /// Bytes.
@@ -144,7 +149,9 @@ impl Bar {
     #[must_use]
     pub fn size_bytes(self) -> u32 {
         match self {
-            Self::Memory { size_bytes } | Self::Io { size_bytes } => size_bytes,
+            Self::Memory { size_bytes }
+            | Self::Memory64 { size_bytes }
+            | Self::Io { size_bytes } => size_bytes,
         }
     }
 }
@@ -267,12 +274,13 @@ impl ConfigSpace {
         );
         let pending = Status::new().with_interrupt(true);
         put(&mut self.driven, STATUS, &pending.into_bits().to_le_bytes());
-        // Cache Line Size and Latency Timer, and Interrupt Line, are the software's own notes.
-        put(&mut self.writable, 0x0c, &[0xff, 0xff]);
+        // Cache Line Size and Latency Timer (section 6.2.4: in steps), and Interrupt Line, are the software's own notes.
+        put(&mut self.writable, 0x0c, &[0xff, 0xfc]);
         put(&mut self.writable, INTERRUPT_LINE, &[0xff]);
         for (index, bar) in identity.bars.iter().enumerate() {
             let (kind, size_bytes) = match bar {
                 Some(Bar::Memory { size_bytes }) => (0, *size_bytes),
+                Some(Bar::Memory64 { size_bytes }) => (4, *size_bytes),
                 Some(Bar::Io { size_bytes }) => (1, *size_bytes),
                 None => continue,
             };
@@ -286,6 +294,11 @@ impl ConfigSpace {
                 BAR0 + 4 * index,
                 &(!(size_bytes - 1)).to_le_bytes(),
             );
+            if let Some(Bar::Memory64 { .. }) = bar {
+                let upper = identity.bars.get(index + 1);
+                assert_eq!(upper, Some(&None), "the next register is the upper half");
+                put(&mut self.writable, BAR0 + 4 * (index + 1), &[0xff; 4]);
+            }
         }
         if let Some(rom) = &identity.rom {
             // Section 6.2.5.2: an address, and in bit 0 whether the function decodes it. The client decodes, and knows.

@@ -1,12 +1,14 @@
 //! What reading and writing a register does, beyond its value: the one place that knows every side effect.
 //!
-//! A narrow write to a register changes the bytes it covers. The I/O window takes only 32-bit writes (section 13.2.2).
+//! Registers take writes of 32 bits and ignore narrower ones; whatever is read of one, it is read whole (section 13.2).
 
 use pci::Bus;
 use tracing::trace;
 
 use super::{
     Controller,
+    autoload::Occasion,
+    packet_buffer,
     spec::{
         self,
         bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic},
@@ -17,7 +19,10 @@ use super::{
 impl Controller {
     pub(super) fn read_register(&mut self, bus: &mut Bus<'_>, at: u32) -> u32 {
         let Some(register) = self.regs.canonical(at) else {
-            return 0;
+            return match at {
+                packet_buffer::OFFSET.. => self.packet_buffer.read(at),
+                _ => 0,
+            };
         };
         let value = self.regs.read(register);
         match register {
@@ -32,12 +37,15 @@ impl Controller {
         value
     }
 
-    pub(super) fn write_register(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
+    pub(super) fn write_register(&mut self, bus: &mut Bus<'_>, at: u32, data: u32) {
         let Some(register) = self.regs.canonical(at) else {
+            if at >= packet_buffer::OFFSET {
+                self.packet_buffer.write(at, data);
+            }
             return;
         };
-        trace!(register = %self.regs.name(at), data, lanes, "write");
-        let now = self.regs.write(register, data, lanes);
+        trace!(register = %self.regs.name(at), data, "write");
+        let now = self.regs.write(register, data, u32::MAX);
         match register {
             spec::TDT => self.write_transmit_tail(bus),
             spec::RDT | spec::RCTL => {
@@ -53,16 +61,18 @@ impl Controller {
             spec::IMS => self.interrupts.write_mask_set(&mut self.regs, bus, data),
             spec::IMC => self.interrupts.write_mask_clear(&mut self.regs, bus, data),
             spec::CTRL => self.write_control(bus, Ctrl::from_bits(data)),
-            spec::CTRL_EXT if CtrlExt::from_bits(data).eeprom_reset() => self.load_eeprom(),
+            spec::CTRL_EXT => self.write_extended_control(CtrlExt::from_bits(data)),
             spec::EECD => {
                 let eecd = self.eeprom.drive(Eecd::from_bits(now));
                 self.regs.set(spec::EECD, eecd.into_bits());
+                self.read_eeprom();
             }
             spec::EERD => {
-                let command = Eerd::from_bits(data);
-                if command.start() {
-                    let answer = self.eeprom.read(command);
-                    self.regs.set(spec::EERD, answer.into_bits());
+                let asked = Eerd::from_bits(data);
+                if asked.start() {
+                    let command = Eerd::new().with_start(true).with_address(asked.address());
+                    self.regs.set(spec::EERD, command.into_bits());
+                    self.read_eeprom();
                 }
             }
             spec::MDIC => self.write_mdi_control(bus, Mdic::from_bits(data)),
@@ -73,6 +83,27 @@ impl Controller {
             ),
             _ => {}
         }
+    }
+
+    /// EERD's command, if there is one: it has to wait while software holds the EEPROM's pins (section 13.4.4).
+    fn read_eeprom(&mut self) {
+        let command = Eerd::from_bits(self.regs.get(spec::EERD));
+        let held = Eecd::from_bits(self.regs.get(spec::EECD)).request();
+        if command.start() && !held {
+            let answer = self.eeprom.read(command);
+            self.regs.set(spec::EERD, answer.into_bits());
+        }
+    }
+
+    fn write_extended_control(&mut self, asked: CtrlExt) {
+        let mut now = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        // What is not an output reads the pin, to which nothing is connected.
+        now.set_pins(now.pins() & now.pin_outputs());
+        self.regs.set(spec::CTRL_EXT, now.into_bits());
+        if asked.eeprom_reset() {
+            self.load_eeprom(Occasion::Reset);
+        }
+        self.update_status();
     }
 
     /// The register behind IODATA, section 13.2.2.1: not the Flash, which this board has none of.
@@ -91,13 +122,12 @@ impl Controller {
         }
     }
 
-    pub(super) fn write_io(&mut self, bus: &mut Bus<'_>, at: u32, data: u32, lanes: u32) {
+    pub(super) fn write_io(&mut self, bus: &mut Bus<'_>, at: u32, data: u32) {
         match at {
-            _ if lanes != u32::MAX => {}
             spec::IOADDR => self.io_address = data & spec::IOADDR_WRITABLE,
             spec::IODATA => {
                 if let Some(register) = self.io_register() {
-                    self.write_register(bus, register, data, lanes);
+                    self.write_register(bus, register, data);
                 }
             }
             _ => {}

@@ -5,7 +5,9 @@ use std::{borrow::Cow, fmt, path::PathBuf, str::FromStr};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Configuration of an Intel 82540EM network card.
+use super::Chip;
+
+/// Configuration of a network card with Intel's 82540EM, or a chip near to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -14,6 +16,21 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "MacAddress")]
     pub mac: Option<MacAddress>,
+    /// Which controller of the family the card has, for drivers that know only one of them.
+    #[serde(default)]
+    pub chip: Chip,
+    /// PCI Subsystem Vendor ID: who made the card. By default Intel, 0x8086.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u16")]
+    pub subsystem_vendor_id: Option<u16>,
+    /// PCI Subsystem ID: which card of that maker it is. By default Intel's own with that chip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u16")]
+    pub subsystem_id: Option<u16>,
+    /// PCI Revision ID: the stepping of the chip. By default one that was sold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u8")]
+    pub revision_id: Option<u8>,
     /// Path of an expansion ROM, which lets a guest boot from the network: iPXE's for this card is pxe-e1000.rom (BIOS) or
     /// efi-e1000.rom (BIOS and UEFI) in Debian's package ipxe-qemu. It is read when the device starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]

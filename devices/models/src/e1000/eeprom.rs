@@ -7,14 +7,17 @@
 use pci::LoadError;
 
 use super::{
-    spec::bits::{Eecd, Eerd},
+    chip::Board,
+    spec::{
+        bits::{Eecd, Eerd},
+        eeprom::{self as words, InitControl3, Pins},
+    },
     state,
 };
 
 const WORDS: usize = 64;
-/// What all words sum up to, section 5.6.24.
+/// What all words sum up to, section 5.6.35.
 const CHECKSUM: u16 = 0xbaba;
-const CHECKSUM_WORD: usize = 0x3f;
 
 const START_AND_OPCODE_BITS: u32 = 3;
 const ADDRESS_BITS: u32 = 6;
@@ -46,26 +49,42 @@ enum Command {
 }
 
 impl Eeprom {
-    /// An EEPROM as it leaves the factory, with this MAC address.
-    pub(super) fn new(mac: [u8; 6]) -> Self {
+    /// An EEPROM as it leaves the factory (table 5-2).
+    pub(super) fn new(board: &Board) -> Self {
         let mut words = [0xffff; WORDS];
-        for (word, bytes) in words.iter_mut().zip(mac.chunks_exact(2)) {
+        for (word, bytes) in words.iter_mut().zip(board.mac.0.chunks_exact(2)) {
             *word = u16::from_le_bytes([bytes[0], bytes[1]]);
         }
-        // Words 03h to 10h, sections 5.6.2 to 5.6.8: compatibility, ids as in configuration space, pause both ways.
-        words[0x03] = 0x0000;
-        words[0x0a] = 0x4408;
-        words[0x0b] = 0x001e;
-        words[0x0c] = 0x8086;
-        words[0x0d] = 0x100e;
-        words[0x0e] = 0x8086;
-        words[0x0f] = 0x3040;
-        // Words 21h to 24h, sections 5.6.12 to 5.6.15: pins are inputs, no wake-up by default.
-        words[0x21] = 0x7061;
-        words[0x22] = 0x280c;
-        words[0x23] = 0x00c8;
-        words[0x24] = 0x00c8;
-        words[0x2f] = 0x0602;
+        let pins = Pins::new()
+            .with_advertise_d3cold(true)
+            .with_manage_phy_power(true);
+        // An SMBus address that is not enabled, and no Flash.
+        let init_control_3 = InitControl3::new()
+            .with_smbus_address(0xc8)
+            .with_flash_disable(true);
+        for (word, content) in [
+            (words::COMPATIBILITY, 0),
+            (words::COMPATIBILITY_2, 0),
+            (words::COMPATIBILITY_2 + 1, 0),
+            (words::COMPATIBILITY_2 + 2, 0),
+            (
+                words::INIT_CONTROL_1,
+                board.chip.init_control_1().into_bits(),
+            ),
+            (words::SUBSYSTEM_ID, board.subsystem_id),
+            (words::SUBSYSTEM_VENDOR_ID, board.subsystem_vendor_id),
+            (words::DEVICE_ID, board.chip.device_id()),
+            (words::VENDOR_ID, crate::E1000.vendor_id),
+            (words::INIT_CONTROL_2, 0x3040),
+            (words::PINS, pins.into_bits()),
+            (words::CIRCUIT_CONTROL, 0x7061),
+            (words::POWER, 0x280c),
+            (words::MANAGEMENT_CONTROL, 0),
+            (words::INIT_CONTROL_3, init_control_3.into_bits()),
+            (words::LEDS, 0x0602),
+        ] {
+            words[word] = content;
+        }
         let mut eeprom = Self {
             words,
             write_enabled: false,
@@ -79,15 +98,20 @@ impl Eeprom {
     }
 
     fn fix_checksum(&mut self) {
-        let sum = self.words[..CHECKSUM_WORD]
+        let sum = self.words[..words::CHECKSUM]
             .iter()
             .fold(0u16, |sum, word| sum.wrapping_add(*word));
-        self.words[CHECKSUM_WORD] = CHECKSUM.wrapping_sub(sum);
+        self.words[words::CHECKSUM] = CHECKSUM.wrapping_sub(sum);
     }
 
-    /// The address in words 0 to 2, which goes into the first receive address.
+    /// A word, as the controller reads it for itself.
+    pub(super) fn word(&self, at: usize) -> u16 {
+        self.words[at]
+    }
+
+    /// The card's address, in the order of the wire.
     pub(super) fn mac(&self) -> [u8; 6] {
-        let [a, b, c] = [0, 1, 2].map(|word| self.words[word].to_le_bytes());
+        let [a, b, c] = [0, 1, 2].map(|word| self.words[words::ADDRESS + word].to_le_bytes());
         [a[0], a[1], b[0], b[1], c[0], c[1]]
     }
 
@@ -97,8 +121,10 @@ impl Eeprom {
         command.with_start(false).with_done(true).with_data(word)
     }
 
-    /// Software set the pins; returns EECD with what the part answers.
-    pub(super) fn drive(&mut self, eecd: Eecd) -> Eecd {
+    /// Software set the pins; returns EECD with what the part answers. They are software's while it has asked for them,
+    /// which the controller, whose own reads take no time, grants at once.
+    pub(super) fn drive(&mut self, asked: Eecd) -> Eecd {
+        let eecd = asked.with_select(asked.select() && asked.request());
         let was = std::mem::replace(&mut self.pins, eecd);
         if !eecd.select() {
             if was.select() {
@@ -109,8 +135,9 @@ impl Eeprom {
         }
         // A part that is not selected leaves the line to its pull-up, and so does one that is ready after a write.
         let output = !eecd.select() || self.output;
-        eecd.with_present(true)
-            .with_grant(eecd.request())
+        asked
+            .with_present(true)
+            .with_grant(asked.request())
             .with_data_out(output)
     }
 

@@ -6,7 +6,7 @@ use super::{
     Controller, Link,
     spec::{
         self,
-        bits::{Causes, Ctrl, Mdic, Status},
+        bits::{Causes, Ctrl, CtrlExt, Mdic, Status},
     },
 };
 
@@ -44,7 +44,8 @@ impl Controller {
             // What a partner that is gone has asked for.
             self.flow.reset();
         }
-        let status = Status::new()
+        let extended = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        let status = Status::from_bits(self.regs.get(spec::STATUS))
             .with_transmission_paused(self.flow.deadline().is_some())
             .with_link_up(is_up)
             .with_full_duplex(if ctrl.force_duplex() {
@@ -52,13 +53,12 @@ impl Controller {
             } else {
                 self.phy.full_duplex()
             })
-            .with_speed(if ctrl.force_speed() {
+            .with_speed(if ctrl.force_speed() || extended.bypass_speed() {
                 ctrl.speed()
             } else {
                 self.phy.speed()
             })
-            .with_detected_speed(self.phy.speed())
-            .with_pci66(true);
+            .with_detected_speed(self.phy.speed());
         self.regs.set(spec::STATUS, status.into_bits());
         was_up != is_up
     }
@@ -80,6 +80,10 @@ impl Controller {
         if asked.phy_reset() {
             self.phy.reset();
         }
+        let mut now = Ctrl::from_bits(self.regs.get(spec::CTRL));
+        // What is not an output reads the pin, to which nothing is connected.
+        now.set_pins(now.pins() & now.pin_outputs());
+        self.regs.set(spec::CTRL, now.into_bits());
         self.update_link(bus, asked.phy_reset());
         // It may no longer have to be silent.
         self.transmit(bus);
@@ -89,11 +93,18 @@ impl Controller {
     pub(super) fn write_mdi_control(&mut self, bus: &mut Bus<'_>, asked: Mdic) {
         const WRITE: u8 = 1;
         const READ: u8 = 2;
-        let mut answer = asked.with_ready(true).with_error(false);
+        let mut answer = Mdic::from_bits(asked.into_bits() & spec::MDIC_USED)
+            .with_ready(true)
+            .with_error(false);
         let mut interrupted = false;
         match asked.operation() {
-            _ if asked.phy() != spec::phy::ADDRESS => answer.set_error(true),
+            // Nobody drives the line, which its pull-up keeps high.
+            READ if asked.phy() != spec::phy::ADDRESS => {
+                answer.set_data(0xffff);
+                answer.set_error(true);
+            }
             READ => answer.set_data(self.phy.read(asked.register())),
+            WRITE if asked.phy() != spec::phy::ADDRESS => {}
             WRITE => interrupted = self.phy.write(asked.register(), asked.data()),
             _ => answer.set_error(true),
         }

@@ -4,18 +4,21 @@
 //! sections named in comments are its.
 //!
 //! Left out: interrupt delays and throttling (RDTR, RADV, TIDV, TADV and ITR keep what is written; causes are reported
-//! at the end of each batch instead), wake-up, management, and the packet buffer's diagnostics. Backends
+//! at the end of each batch instead), and what wake-up and management registers are for: they keep what is written. Backends
 //! carry no FCS: the receiver makes a right one where RCTL.SECRC leaves it, and the transmitter drops a frame whose own
 //! is wrong.
 
 mod access;
+mod autoload;
 mod checksum;
+mod chip;
 mod config;
 mod eeprom;
 mod filter;
 mod flow;
 mod interrupt;
 mod link;
+mod packet_buffer;
 mod parse;
 mod phy;
 mod queue;
@@ -32,19 +35,22 @@ mod wire;
 use std::{os::fd::BorrowedFd, path::Path, time::Instant};
 
 use pci::{
-    Bar, Bus, Capability, Identity, LoadError, Rom, Saved, UpdateError,
+    Bus, Identity, LoadError, Rom, Saved, UpdateError,
     regs::{self, Regs},
 };
 use serde_json::Value;
 use tracing::warn;
 
+use autoload::Occasion;
+pub use chip::{Board, Chip};
 pub use config::{Config, Link, MacAddress};
 use eeprom::Eeprom;
 use flow::Flow;
 use interrupt::Interrupts;
+use packet_buffer::PacketBuffer;
 use phy::Phy;
 use rx::Receiver;
-use spec::bits::Rah;
+use spec::bits::{Ctrl, CtrlExt, Rah};
 use tx::Transmitter;
 
 /// Makes a controller by its configuration, with its backend open.
@@ -52,9 +58,9 @@ use tx::Transmitter;
 /// # Errors
 /// When the expansion ROM can't be read, or the backend can't be opened.
 pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Error> {
-    let mac = config.mac.unwrap_or_else(|| MacAddress::made_up(seed));
+    let board = Board::new(&config, seed);
     let rom = config.rom_file.as_deref().map(open_rom).transpose()?;
-    let mut controller = Controller::new(mac, net::open(&config.net)?);
+    let mut controller = Controller::new(board, net::open(&config.net)?);
     controller.rom = rom;
     controller.phy.set_cable(config.link == Link::Up);
     controller.config = config;
@@ -73,9 +79,11 @@ fn open_rom(path: &Path) -> Result<Rom, crate::Error> {
 
 /// The controller.
 pub struct Controller {
+    board: Board,
     regs: Regs,
     /// Where the I/O window is open.
     io_address: u32,
+    packet_buffer: PacketBuffer,
     eeprom: Eeprom,
     phy: Phy,
     /// The host's, and not part of a saved state: the PHY is told when its cable is another one there.
@@ -93,13 +101,16 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller in its power-on state, with this address in its EEPROM.
+    /// A controller in its power-on state, on this card: with an address alone, Intel's own with an 82540EM.
     #[must_use]
-    pub fn new(mac: MacAddress, backend: Box<dyn net::Backend>) -> Self {
+    pub fn new(board: impl Into<Board>, backend: Box<dyn net::Backend>) -> Self {
+        let board = board.into();
         let mut controller = Self {
             regs: Regs::new(spec::REGS),
             io_address: 0,
-            eeprom: Eeprom::new(mac.0),
+            packet_buffer: PacketBuffer::default(),
+            eeprom: Eeprom::new(&board),
+            board,
             phy: Phy::new(),
             config: Config::default(),
             tx: Transmitter::new(),
@@ -111,22 +122,36 @@ impl Controller {
             interest: net::Interest::default(),
             past: Instant::now(),
         };
-        controller.load_eeprom();
+        controller.load_eeprom(Occasion::PowerOn);
         controller.update_status();
         controller.settle();
         controller
     }
 
-    /// CTRL.RST, section 13.4.1: the PHY, the EEPROM and configuration space stay, and so does PBA, whose new value takes
-    /// effect by this reset.
+    /// CTRL.RST, sections 13.4.1 and 14.7: the PHY, configuration space and the directions of the pins stay, and so do
+    /// the tables.
     fn reset_by_software(&mut self, bus: &mut Bus<'_>) {
         bus.count_software_reset();
-        self.regs.reset(|register| register == spec::PBA);
+        let control = Ctrl::from_bits(self.regs.get(spec::CTRL));
+        let extended = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        self.regs
+            .reset(|register| spec::KEPT_BY_RESET.contains(&register));
+        for index in 0..spec::RECEIVE_ADDRESSES {
+            let at = spec::RAH + spec::RECEIVE_ADDRESS_STRIDE * index;
+            let high = Rah::from_bits(self.regs.get(at)).with_valid(false);
+            self.regs.set(at, high.into_bits());
+        }
+        let reset = Ctrl::from_bits(self.regs.get(spec::CTRL));
+        let kept = reset.with_pin_outputs(control.pin_outputs());
+        self.regs.set(spec::CTRL, kept.into_bits());
+        let reset = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        let kept = reset.with_pin_outputs(extended.pin_outputs());
+        self.regs.set(spec::CTRL_EXT, kept.into_bits());
         self.tx.reset();
         self.rx.reset();
         self.flow.reset();
         self.interrupts = Interrupts::default();
-        self.load_eeprom();
+        self.load_eeprom(Occasion::Reset);
         self.update_status();
         self.interrupts.update(&self.regs, bus);
     }
@@ -136,6 +161,7 @@ impl Controller {
         let state::Controller {
             registers,
             io_address,
+            packet_buffer,
             eeprom,
             phy,
             transmitter,
@@ -148,25 +174,18 @@ impl Controller {
         }
         let within = |outer: &'static str| move |error: LoadError| error.within(outer);
         let regs = Regs::restore(spec::REGS, registers).map_err(within("registers"))?;
+        let packet_buffer = PacketBuffer::restore(packet_buffer.as_ref());
+        let packet_buffer = packet_buffer.map_err(within("packet_buffer"))?;
         let eeprom = Eeprom::restore(eeprom).map_err(within("eeprom"))?;
         let phy = Phy::restore(phy).map_err(within("phy"))?;
         let tx = Transmitter::restore(transmitter).map_err(within("transmitter"))?;
         let rx = Receiver::restore(receiver).map_err(within("receiver"))?;
         let flow = Flow::restore(flow, now).map_err(within("flow"))?;
         (self.regs, self.io_address) = (regs, *io_address);
+        self.packet_buffer = packet_buffer;
         (self.eeprom, self.phy) = (eeprom, phy);
         (self.tx, self.rx, self.flow) = (tx, rx, flow);
         Ok(())
-    }
-
-    /// The controller reads its EEPROM after a reset (section 5.6): the address goes into the first receive address.
-    fn load_eeprom(&mut self) {
-        let [a, b, c, d, e, f] = self.eeprom.mac();
-        let high = Rah::new()
-            .with_address(u16::from_le_bytes([e, f]))
-            .with_valid(true);
-        self.regs.set(spec::RAL, u32::from_le_bytes([a, b, c, d]));
-        self.regs.set(spec::RAH, high.into_bits());
     }
 
     /// Tells the backend what there is to wait for.
@@ -184,27 +203,7 @@ impl Controller {
 
 impl pci::Device for Controller {
     fn identity(&self) -> Identity {
-        let mut bars = [None; 6];
-        bars[0] = Some(Bar::Memory {
-            size_bytes: spec::MEMORY_BAR_BYTES,
-        });
-        bars[1] = Some(Bar::Io {
-            size_bytes: spec::IO_BAR_BYTES,
-        });
-        Identity {
-            vendor_id: crate::E1000.vendor_id,
-            device_id: crate::E1000.device_id,
-            subsystem_vendor_id: 0x8086,
-            subsystem_id: 0x001e,
-            revision_id: 0x02,
-            class_code: crate::E1000.class_code,
-            min_gnt: 0xff,
-            max_lat: 0,
-            interrupt_pin: true,
-            bars,
-            rom: self.rom.clone(),
-            capabilities: vec![(0xdc, Capability::PowerManagement)],
-        }
+        self.identify()
     }
 
     fn read(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &mut [u8]) {
@@ -216,16 +215,20 @@ impl pci::Device for Controller {
 
     fn write(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &[u8]) {
         regs::write_words(offset, data, |at, data, lanes| match bar {
-            0 => self.write_register(bus, at, data, lanes),
-            _ => self.write_io(bus, at, data, lanes),
+            // Section 13.2.
+            _ if lanes != u32::MAX => {}
+            0 => self.write_register(bus, at, data),
+            _ => self.write_io(bus, at, data),
         });
         self.settle();
     }
 
     fn reset(&mut self, _bus: &mut Bus<'_>) {
         let Self {
+            board: _,
             regs,
             io_address,
+            packet_buffer,
             eeprom,
             phy,
             config: _,
@@ -240,13 +243,14 @@ impl pci::Device for Controller {
         } = self;
         regs.reset(|_| false);
         *io_address = 0;
+        packet_buffer.power_on();
         eeprom.power_on();
         phy.reset();
         tx.reset();
         rx.reset();
         flow.reset();
         *interrupts = Interrupts::default();
-        self.load_eeprom();
+        self.load_eeprom(Occasion::PowerOn);
         self.update_status();
         self.settle();
     }
@@ -255,6 +259,7 @@ impl pci::Device for Controller {
         let Self {
             regs,
             io_address,
+            packet_buffer,
             eeprom,
             phy,
             tx,
@@ -262,6 +267,7 @@ impl pci::Device for Controller {
             flow,
             interrupts: _,
             // The host's.
+            board: _,
             config: _,
             rom: _,
             backend: _,
@@ -272,6 +278,7 @@ impl pci::Device for Controller {
         let state = state::Controller {
             registers: regs.save(),
             io_address: *io_address,
+            packet_buffer: packet_buffer.save(),
             eeprom: eeprom.save(),
             phy: phy.save(),
             transmitter: tx.save(),

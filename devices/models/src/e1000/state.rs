@@ -16,6 +16,8 @@ pub(super) struct Controller {
     /// With the filters, the statistics and the interrupt causes, which are registers.
     pub(super) registers: regs::Saved,
     pub(super) io_address: u32,
+    /// If software has written to it.
+    pub(super) packet_buffer: Option<Bytes>,
     pub(super) eeprom: Eeprom,
     pub(super) phy: Phy,
     pub(super) transmitter: Transmitter,

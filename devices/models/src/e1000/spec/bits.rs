@@ -6,8 +6,10 @@ use bitfield_struct::bitfield;
 #[bitfield(u32)]
 pub(in crate::e1000) struct Ctrl {
     pub full_duplex: bool,
-    #[bits(5)]
+    #[bits(4)]
     __: u8,
+    /// ASDE.
+    pub detect_speed: bool,
     /// SLU: the MAC may talk to the PHY.
     pub set_link_up: bool,
     __: bool,
@@ -17,8 +19,20 @@ pub(in crate::e1000) struct Ctrl {
     __: bool,
     pub force_speed: bool,
     pub force_duplex: bool,
-    #[bits(13)]
-    __: u16,
+    #[bits(5)]
+    __: u8,
+    /// SDP0_DATA and SDP1_DATA.
+    #[bits(2)]
+    pub pins: u8,
+    /// ADVD3WUC.
+    pub advertise_d3cold: bool,
+    /// EN_PHY_PWR_MGMT.
+    pub manage_phy_power: bool,
+    /// SDP0_IODIR and SDP1_IODIR: which are outputs.
+    #[bits(2)]
+    pub pin_outputs: u8,
+    #[bits(2)]
+    __: u8,
     /// RST: self-clearing.
     pub reset: bool,
     /// RFCE: PAUSE frames are obeyed.
@@ -28,6 +42,7 @@ pub(in crate::e1000) struct Ctrl {
     __: bool,
     /// VME.
     pub vlan_mode: bool,
+    /// PHY_RST: the PHY is in reset while it is set.
     pub phy_reset: bool,
 }
 
@@ -91,18 +106,61 @@ pub(in crate::e1000) struct Eerd {
     pub data: u16,
 }
 
-/// Extended Device Control, section 13.4.5.
+/// Extended Device Control, section 13.4.6.
 #[bitfield(u32)]
 pub(in crate::e1000) struct CtrlExt {
-    #[bits(13)]
-    __: u16,
+    __: bool,
+    /// PHYINT_EN (GPI_EN bit 1): the PHY's interrupt is a cause in ICR.
+    pub phy_interrupt_enable: bool,
+    #[bits(3)]
+    __: u8,
+    /// PHYINT: the level of the PHY's interrupt.
+    pub phy_interrupt: bool,
+    /// SDP6_DATA and SDP7_DATA.
+    #[bits(2)]
+    pub pins: u8,
+    #[bits(2)]
+    __: u8,
+    /// SDP6_IODIR and SDP7_IODIR: which are outputs.
+    #[bits(2)]
+    pub pin_outputs: u8,
+    /// ASDCHK: self-clearing.
+    pub check_speed: bool,
     /// EE_RST: self-clearing.
     pub eeprom_reset: bool,
-    #[bits(18)]
+    /// IPS0.
+    pub invert_power_state_0: bool,
+    /// SPD_BYPS: as [`Ctrl::force_speed`], and stronger.
+    pub bypass_speed: bool,
+    /// IPS1.
+    pub invert_power_state_1: bool,
+    #[bits(15)]
+    __: u16,
+}
+
+/// LED Control, section 13.4.15: what the EEPROM sets.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Ledctl {
+    pub led0: u8,
+    __: u8,
+    pub led2: u8,
+    __: u8,
+}
+
+/// Wakeup Control, section 13.6.1: what the EEPROM sets.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Wuc {
+    /// APME.
+    pub apm_enable: bool,
+    #[bits(2)]
+    __: u8,
+    /// APMPME.
+    pub assert_pme_on_apm: bool,
+    #[bits(28)]
     __: u32,
 }
 
-/// MDI Control, section 13.4.8.
+/// MDI Control, section 13.4.7.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Mdic {
     pub data: u16,

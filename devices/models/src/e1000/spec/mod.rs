@@ -1,10 +1,11 @@
 //! The 82540EM's registers, by the manual's names (chapter 13). Data only: what they do is decided elsewhere.
 //!
-//! Power-on values include what the EEPROM's initial words set. Aliases are the offsets of older controllers, which the
+//! Power-on values are those before the EEPROM is read. Aliases are the offsets of older controllers, which the
 //! 82540EM still decodes.
 
 pub(super) mod bits;
 pub(super) mod descriptor;
+pub(super) mod eeprom;
 pub(super) mod phy;
 
 use pci::regs::Reg;
@@ -33,6 +34,23 @@ pub(super) const FRAME_BYTES_MAX: usize = 16_288;
 
 const ALL: u32 = 0xffff_ffff;
 
+/// The bits of MDIC that are not reserved.
+pub(super) const MDIC_USED: u32 = 0x7fff_ffff;
+/// The bits of LEDCTL that are not reserved.
+pub(super) const LEDCTL_USED: u32 = 0xcfcf_cfcf;
+/// The bits of MANC that are in the EEPROM, section 5.6.24.
+pub(super) const MANC_IN_EEPROM: u32 = 0xa307;
+/// IPAV.V40 and V60, which are in the EEPROM.
+pub(super) const IPAV_V40: u32 = 0x0000_0001;
+pub(super) const IPAV_V60: u32 = 0x0001_0000;
+
+/// What CTRL.RST leaves as it is, section 14.7: addresses and tables, and the first wake-up. PBA takes effect by this
+/// reset. Of RAH only the addresses stay, and not that they are valid.
+pub(super) const KEPT_BY_RESET: &[u32] = &[
+    PBA, RDBAL, RDBAH, MTA, RAL, RAH, VFTA, TIPG, TDBAL, TDBAH, WUS, IP4AT, IP6AT, WUPL, WUPM,
+    FFMT, FFVT,
+];
+
 /// A statistics register, section 13.7: counted by the device, cleared by reading.
 const fn statistic(offset: u32) -> Reg {
     Reg::at(offset).read_to_clear(ALL).driven(ALL)
@@ -41,21 +59,23 @@ const fn statistic(offset: u32) -> Reg {
 pci::registers! {
     pub(in crate::e1000) static REGS;
 
-    // Device control and status, 13.4.1 to 13.4.9.
-    CTRL = Reg::at(0x0000).aliases(&[0x0004]).power_on(0x0020_0201).writable(0x58fc_1be9);
-    STATUS = Reg::at(0x0008).driven(0x0bd3);
+    // Device control and status, 13.4.1 to 13.4.7. LRST and LINK_MODE are not for this controller.
+    CTRL = Reg::at(0x0000).aliases(&[0x0004]).power_on(0x0000_0a01).writable(0x58fc_1be1);
+    STATUS = Reg::at(0x0008).power_on(0x0800).driven(0x03d3);
     EECD = Reg::at(0x0010).power_on(0x0000_0110).writable(0x77).driven(0x88);
-    EERD = Reg::at(0x0014).driven(0xffff_fffe);
-    CTRL_EXT = Reg::at(0x0018).writable(0x0002_cfff);
-    MDIC = Reg::at(0x0020).power_on(0x1000_0000).driven(ALL);
+    EERD = Reg::at(0x0014).driven(0xffff_ff11);
+    CTRL_EXT = Reg::at(0x0018).power_on(0x0000_0100).writable(0x0001_cfcf).driven(0x0000_0020);
+    MDIC = Reg::at(0x0020).driven(MDIC_USED);
+
+    // Flow control, VLAN type, LEDs and packet buffer, 13.4.8 to 13.4.16. The 82540EM has no use for TXCW, but Linux's
+    // self-test finds it there.
     FCAL = Reg::at(0x0028).writable(ALL);
     FCAH = Reg::at(0x002c).writable(0xffff);
     FCT = Reg::at(0x0030).writable(0xffff);
     VET = Reg::at(0x0038).power_on(0x8100).writable(0xffff);
     FCTTV = Reg::at(0x0170).writable(0xffff);
     TXCW = Reg::at(0x0178).writable(0xc000_ffff);
-    RXCW = Reg::at(0x0180);
-    LEDCTL = Reg::at(0x0e00).power_on(0x0706_8302).writable(0xcfcf_cfcf);
+    LEDCTL = Reg::at(0x0e00).power_on(0x0706_8302).writable(LEDCTL_USED);
     PBA = Reg::at(0x1000).power_on(0x0010_0030).writable(0x7f).driven(0x007f_0000);
 
     // Interrupts, 13.4.17 to 13.4.21.
@@ -65,7 +85,7 @@ pci::registers! {
     IMS = Reg::at(0x00d0).driven(bits::Causes::DEFINED);
     IMC = Reg::at(0x00d8);
 
-    // Receive, 13.4.22 to 13.4.32.
+    // Receive, 13.4.22 to 13.4.32, and 13.4.46 to 13.5.4.
     RCTL = Reg::at(0x0100).writable(0x06df_b3fe);
     FCRTL = Reg::at(0x2160).aliases(&[0x0168]).writable(0x8000_fff8);
     FCRTH = Reg::at(0x2168).aliases(&[0x0160]).writable(0xfff8);
@@ -75,7 +95,7 @@ pci::registers! {
     RDH = Reg::at(0x2810).aliases(&[0x0120]).writable(0xffff);
     RDT = Reg::at(0x2818).aliases(&[0x0128]).writable(0xffff);
     RDTR = Reg::at(0x2820).aliases(&[0x0108]).writable(0xffff);
-    RXDCTL = Reg::at(0x2828).power_on(0x0001_0000).writable(0x013f_3f3f);
+    RXDCTL = Reg::at(0x2828).power_on(0x0101_0000).writable(0x013f_3f3f);
     RADV = Reg::at(0x282c).writable(0xffff);
     RSRPD = Reg::at(0x2c00).writable(0x0fff);
     RXCSUM = Reg::at(0x5000).writable(0x07ff);
@@ -84,12 +104,10 @@ pci::registers! {
     RAH = Reg::at(0x5404).aliases(&[0x0044]).array(RECEIVE_ADDRESSES, RECEIVE_ADDRESS_STRIDE).writable(0x8003_ffff);
     VFTA = Reg::at(0x5600).aliases(&[0x0600]).array(128, 4).writable(ALL);
 
-    // Transmit, 13.4.33 to 13.4.46.
-    TCTL = Reg::at(0x0400).writable(0x03ff_fffa);
+    // Transmit, 13.4.33 to 13.4.45.
+    TCTL = Reg::at(0x0400).writable(0x017f_fffa);
     TIPG = Reg::at(0x0410).power_on(0x0060_200a).writable(0x3fff_ffff);
-    TBT = Reg::at(0x0448).writable(0xffff);
     AIT = Reg::at(0x0458).writable(0xffff);
-    TXDMAC = Reg::at(0x3000).writable(0x1);
     TDBAL = Reg::at(0x3800).aliases(&[0x0420]).writable(0xffff_fff0);
     TDBAH = Reg::at(0x3804).aliases(&[0x0424]).writable(ALL);
     TDLEN = Reg::at(0x3808).aliases(&[0x0428]).writable(0x000f_ff80);
@@ -100,16 +118,16 @@ pci::registers! {
     TADV = Reg::at(0x382c).writable(0xffff);
     TSPMT = Reg::at(0x3830).power_on(0x0100_0400).writable(ALL);
 
-    // Wake-up and management, 13.6: there, and without effect.
-    WUC = Reg::at(0x5800).writable(0x000f);
-    WUFC = Reg::at(0x5808).writable(0x000f_80ff);
-    WUS = Reg::at(0x5810).write_one_to_clear(ALL);
+    // Wake-up, 13.6, and management, of which the manual has no page: there, and without effect.
+    WUC = Reg::at(0x5800).writable(0x000b);
+    WUFC = Reg::at(0x5808).writable(0x000f_00ff);
+    WUS = Reg::at(0x5810).write_one_to_clear(0x000f_00ff);
     MANC = Reg::at(0x5820).writable(0x0fff_ff3b);
     IPAV = Reg::at(0x5838).writable(0x0001_000f);
     IP4AT = Reg::at(0x5840).array(4, 8).writable(ALL);
     IP6AT = Reg::at(0x5880).array(4, 4).writable(ALL);
-    WUPL = Reg::at(0x5900);
-    WUPM = Reg::at(0x5a00).array(32, 4);
+    WUPL = Reg::at(0x5900).writable(0x0fff);
+    WUPM = Reg::at(0x5a00).array(32, 4).writable(ALL);
     FFLT = Reg::at(0x5f00).array(4, 8).writable(0x07ff);
     FFMT = Reg::at(0x9000).array(128, 8).writable(0xf);
     FFVT = Reg::at(0x9800).array(128, 8).writable(ALL);
@@ -120,8 +138,8 @@ pci::registers! {
     RDFHS = Reg::at(0x2420).writable(0x1fff);
     RDFTS = Reg::at(0x2428).writable(0x1fff);
     RDFPC = Reg::at(0x2430).writable(0x1fff);
-    TDFH = Reg::at(0x3410).aliases(&[0x8010]).writable(0x1fff);
-    TDFT = Reg::at(0x3418).aliases(&[0x8018]).writable(0x1fff);
+    TDFH = Reg::at(0x3410).aliases(&[0x8010]).writable(0x07ff);
+    TDFT = Reg::at(0x3418).aliases(&[0x8018]).writable(0x07ff);
     TDFHS = Reg::at(0x3420).writable(0x1fff);
     TDFTS = Reg::at(0x3428).writable(0x1fff);
     TDFPC = Reg::at(0x3430).writable(0x1fff);

@@ -1,12 +1,16 @@
 //! Drives the controller as a driver does. Offsets and bits are the manual's, written as numbers.
 
+mod eeprom;
 mod flow;
 mod hostile;
+mod phy;
 mod readme;
 mod receive;
 mod registers;
+mod resets;
 mod saved;
 mod segmentation;
+mod table;
 mod transmit;
 
 use std::{
@@ -24,7 +28,10 @@ const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
 const CTRL: u64 = 0x0000;
 const STATUS: u64 = 0x0008;
+const EECD: u64 = 0x0010;
+const MDIC: u64 = 0x0020;
 const ICR: u64 = 0x00c0;
+const ICS: u64 = 0x00c8;
 const IMS: u64 = 0x00d0;
 const IMC: u64 = 0x00d8;
 const RCTL: u64 = 0x0100;
@@ -44,6 +51,9 @@ const TX_DATA: u64 = 0x10_0000;
 const RX_DATA: u64 = 0x40_0000;
 /// Distance of receive buffers, more than any buffer size in these tests.
 const RX_STRIDE: u64 = 0x4000;
+
+/// LSC.
+const LSC: u32 = 0x4;
 
 const EOP: u64 = 0x01 << 24;
 const IFCS: u64 = 0x02 << 24;

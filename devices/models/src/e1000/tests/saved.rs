@@ -45,8 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
     let registers = prop_oneof![
         4 => write(CTRL, 0x40, 0x5800_0000),
         1 => write(CTRL, 0, 0xd800_1be9),
-        4 => write(0x10, 2, 5),
-        2 => write(0x10, 0, 7),
+        4 => write(0x10, 0x42, 5),
+        2 => write(0x10, 0, 0x47),
         2 => write(0x14, 1, 0xff00),
         // MDIC, to the one PHY: not its Control, whose loopback could keep the device busy with itself for ever.
         2 => write(0x20, 0x0821_0000, 0x201e_0000),
@@ -315,11 +315,11 @@ fn busy(kind: usize) -> Driver {
     driver.write(0x20, 0x0420_9140);
     // EWEN; then READ of word 0, and its first bit.
     for command in ["100110000", "1100000000"] {
-        driver.write(0x10, 0);
+        driver.write(0x10, 0x40);
         for bit in command.bytes() {
             let data = u32::from(bit - b'0') << 2;
-            driver.write(0x10, 2 | data);
-            driver.write(0x10, 3 | data);
+            driver.write(0x10, 0x42 | data);
+            driver.write(0x10, 0x43 | data);
         }
     }
     driver.queue_data(&ipv4_frame(17, b"sent"), EOP | IFCS | RS);
