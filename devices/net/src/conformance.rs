@@ -71,6 +71,14 @@ pub(crate) fn run_until(backend: &mut dyn Backend, mut done: impl FnMut(&mut dyn
 
 /// Waits for a frame as a model does.
 pub(crate) fn receive(backend: &mut dyn Backend, buffer_bytes: usize) -> Vec<u8> {
+    receive_with_verdict(backend, buffer_bytes).0
+}
+
+/// Waits for a frame as a model does. Returns also whether its checksum is known to be right.
+pub(crate) fn receive_with_verdict(
+    backend: &mut dyn Backend,
+    buffer_bytes: usize,
+) -> (Vec<u8>, bool) {
     let mut buffer = vec![0; buffer_bytes];
     let mut received = None;
     backend.wait_for(RECEIVE);
@@ -79,8 +87,9 @@ pub(crate) fn receive(backend: &mut dyn Backend, buffer_bytes: usize) -> Vec<u8>
         received.is_some()
     });
     backend.wait_for(NOTHING);
-    buffer.truncate(received.unwrap().frame_bytes);
-    buffer
+    let received = received.unwrap();
+    buffer.truncate(received.frame_bytes);
+    (buffer, received.checksum_is_right)
 }
 
 /// What holds without a peer.

@@ -12,6 +12,7 @@ mod poller;
 mod queue;
 mod stream;
 mod tap;
+mod virtio;
 
 #[cfg(test)]
 mod conformance;

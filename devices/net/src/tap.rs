@@ -1,7 +1,8 @@
 //! A TAP interface: one frame is one `readv` or `writev`.
 //!
 //! Frames carry a virtio-net header (`IFF_VNET_HDR`), in which a frame to send asks the kernel for its checksum and
-//! segmentation. For the other direction no offload is switched on, so the kernel finishes frames before we see them.
+//! segmentation. In the other direction the kernel may leave a checksum to us (`TUN_F_CSUM`), and tells of those that it
+//! has verified; it cuts large packets itself, because a card without large receive has no use for them.
 //!
 //! An interface that is down, or a frame that the kernel does not like, costs that frame. An interface that was deleted
 //! is a cable without a partner from then on.
@@ -34,14 +35,13 @@ use nix::{
     },
 };
 use tracing::{debug, info, warn};
-use zerocopy::{
-    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, byteorder::little_endian::U16,
-};
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     Backend, Error, Full, Interest, MAX_FRAME_BYTES, Offload, Offloads, Received, config,
     pace::Pace,
     poller::{Poller, Watch},
+    virtio::{HEADER_BYTES, Header, Incomplete},
 };
 
 /// A TAP interface that we have attached to.
@@ -54,25 +54,6 @@ pub(crate) struct Tap {
     deleted: bool,
     drops: Pace,
 }
-
-/// `struct virtio_net_hdr`, always little-endian (`TUNSETVNETLE`).
-#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Header {
-    flags: u8,
-    segmentation: u8,
-    header_bytes: U16,
-    segment_bytes: U16,
-    checksum_start: U16,
-    checksum_offset: U16,
-}
-
-const HEADER_BYTES: usize = 10;
-const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
-
-const NEEDS_CHECKSUM: u8 = 1;
-const SEGMENTATION_TCPV4: u8 = 1;
-const SEGMENTATION_TCPV6: u8 = 4;
 
 const TUN: usize = 0;
 /// How many frames that can't be taken one call drops.
@@ -171,7 +152,7 @@ impl Backend for Tap {
             self.dropped("a frame longer than any");
             return Ok(());
         }
-        let header = Header::from(offload);
+        let header = Header::new(offload, frame);
         let record = [IoSlice::new(header.as_bytes()), IoSlice::new(frame)];
         loop {
             match writev(&self.file, &record) {
@@ -202,8 +183,8 @@ impl Backend for Tap {
                     let frame = count
                         .checked_sub(HEADER_BYTES)
                         .and_then(|length| buffer.get_mut(..length));
-                    match frame.map(|frame| header.complete(frame).map(|()| frame.len())) {
-                        Some(Ok(length)) => return Some(Received::unverified(length)),
+                    match frame.map(|frame| header.complete(frame)) {
+                        Some(Ok(received)) => return Some(received),
                         Some(Err(Incomplete)) => self.dropped("a frame that is not complete"),
                         None => self.dropped("a frame longer than the buffer"),
                     }
@@ -216,76 +197,6 @@ impl Backend for Tap {
             }
         }
         None
-    }
-}
-
-impl From<Offload> for Header {
-    fn from(offload: Offload) -> Self {
-        match offload {
-            Offload::None => Self::default(),
-            Offload::Checksum { start, offset } => Self {
-                flags: NEEDS_CHECKSUM,
-                checksum_start: start.into(),
-                checksum_offset: offset.into(),
-                ..Self::default()
-            },
-            Offload::Segment {
-                ip_version,
-                header_bytes,
-                segment_bytes,
-                start,
-                offset,
-            } => Self {
-                flags: NEEDS_CHECKSUM,
-                segmentation: if ip_version == 6 {
-                    SEGMENTATION_TCPV6
-                } else {
-                    SEGMENTATION_TCPV4
-                },
-                header_bytes: header_bytes.into(),
-                segment_bytes: segment_bytes.into(),
-                checksum_start: start.into(),
-                checksum_offset: offset.into(),
-            },
-        }
-    }
-}
-
-/// A frame of which the kernel left to us what we did not offer to do.
-struct Incomplete;
-
-impl Header {
-    /// Does what a frame from the kernel still needs. None should: no offload is switched on.
-    fn complete(&self, frame: &mut [u8]) -> Result<(), Incomplete> {
-        if self.segmentation != 0 {
-            return Err(Incomplete);
-        }
-        if self.flags & NEEDS_CHECKSUM == 0 {
-            return Ok(());
-        }
-        let summed = frame
-            .get_mut(usize::from(self.checksum_start.get())..)
-            .ok_or(Incomplete)?;
-        let sum = internet_checksum(summed);
-        let offset = usize::from(self.checksum_offset.get());
-        summed
-            .get_mut(offset..offset + 2)
-            .ok_or(Incomplete)?
-            .copy_from_slice(&sum.to_be_bytes());
-        Ok(())
-    }
-}
-
-/// RFC 1071's checksum, with zero written as its other representation, as UDP requires and TCP allows.
-fn internet_checksum(bytes: &[u8]) -> u16 {
-    let word = |pair: &[u8]| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u64::from(low));
-    let mut sum: u64 = bytes.chunks(2).map(word).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    match !(sum as u16) {
-        0 => 0xffff,
-        checksum => checksum,
     }
 }
 
@@ -359,7 +270,7 @@ fn attach(config: &config::Tap) -> Result<(File, String), Error> {
         tun_set_header_size(fd, &(HEADER_BYTES as c_int))
             .map_err(failed("set the header's size"))?;
         tun_set_little_endian(fd, &1).map_err(failed("set the header's byte order"))?;
-        tun_set_offload(fd, 0).map_err(failed("switch off offloads"))?;
+        tun_set_offload(fd, TUN_F_CSUM).map_err(failed("set the offloads"))?;
     }
     let control = socket(
         AddressFamily::Unix,
@@ -491,7 +402,8 @@ mod ioctl {
     //! What the kernel's headers say about each: its number and the type of its argument.
     use super::c_int;
 
-    // The C library's crate lacks these two.
+    // The C library's crate lacks these.
+    pub(super) const TUN_F_CSUM: c_int = 1;
     const SIOCBRADDIF: libc::Ioctl = 0x89a2;
     const SIOCDEVPRIVATE: libc::Ioctl = 0x89f0;
 
