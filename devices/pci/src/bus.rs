@@ -90,6 +90,23 @@ impl Bus<'_> {
         self.check_lost(result)
     }
 
+    /// Writes `byte` at `address + place * stride` for every place whose bit is set, in ascending order: the status of
+    /// descriptors, of which the rest stays as it is.
+    ///
+    /// # Errors
+    /// [`BusError`]; some may have been written.
+    pub fn write_each(
+        &mut self,
+        address: u64,
+        stride: u16,
+        places: u64,
+        byte: u8,
+    ) -> Result<(), BusError> {
+        self.require_master()?;
+        let result = self.lent.write_each(address, stride, places, byte);
+        self.check_lost(result)
+    }
+
     /// Reads a structure, such as a descriptor.
     ///
     /// # Errors
@@ -98,6 +115,12 @@ impl Bus<'_> {
         let mut value = T::new_zeroed();
         self.read(address, value.as_mut_bytes())?;
         Ok(value)
+    }
+
+    /// Bytes of a cache line, as the guest's firmware says in Cache Line Size; 0: it said nothing.
+    #[must_use]
+    pub fn cache_line_bytes(&self) -> u32 {
+        self.config.cache_line_bytes()
     }
 
     /// Asserts or deasserts the function's interrupt. How the guest hears of it is its own choice: with MSI enabled by one

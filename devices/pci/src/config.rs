@@ -18,6 +18,7 @@ const STATUS: usize = 0x06;
 const BAR0: usize = 0x10;
 const EXPANSION_ROM: usize = 0x30;
 const CAPABILITIES_POINTER: usize = 0x34;
+const CACHE_LINE_SIZE: usize = 0x0c;
 const INTERRUPT_LINE: usize = 0x3c;
 
 /// The Command register, section 6.2.2.
@@ -275,7 +276,7 @@ impl ConfigSpace {
         let pending = Status::new().with_interrupt(true);
         put(&mut self.driven, STATUS, &pending.into_bits().to_le_bytes());
         // Cache Line Size and Latency Timer (section 6.2.4: in steps), and Interrupt Line, are the software's own notes.
-        put(&mut self.writable, 0x0c, &[0xff, 0xfc]);
+        put(&mut self.writable, CACHE_LINE_SIZE, &[0xff, 0xfc]);
         put(&mut self.writable, INTERRUPT_LINE, &[0xff]);
         for (index, bar) in identity.bars.iter().enumerate() {
             let (kind, size_bytes) = match bar {
@@ -412,6 +413,11 @@ impl ConfigSpace {
     #[must_use]
     pub fn command(&self) -> Command {
         Command::from_bits(self.word(COMMAND))
+    }
+
+    /// Cache Line Size, which counts words of four bytes.
+    pub(crate) fn cache_line_bytes(&self) -> u32 {
+        4 * u32::from(self.value[CACHE_LINE_SIZE])
     }
 
     /// Whether the function is in D0, where it answers and may start DMA and interrupts.

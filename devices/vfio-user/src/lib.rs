@@ -59,6 +59,23 @@ impl Lent {
         self.memory.write(&mut self.link, iova, data)
     }
 
+    /// Writes `byte` at `iova + place * stride` for every place whose bit is set, in ascending order: the status of
+    /// descriptors, of which the rest stays as it is.
+    ///
+    /// # Errors
+    /// [`AccessError`]; some may have been written.
+    pub fn write_each(
+        &mut self,
+        iova: u64,
+        stride: u16,
+        places: u64,
+        byte: u8,
+    ) -> Result<(), AccessError> {
+        let stride = stride.into();
+        self.memory
+            .write_each(&mut self.link, iova, stride, places, byte)
+    }
+
     /// The DMA maps, for who has no client to make them: tests of models.
     pub fn memory_mut(&mut self) -> &mut Memory {
         &mut self.memory

@@ -15,7 +15,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -35,6 +35,7 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 use super::{
     Access,
     fault::{self, Window},
+    ones, span,
 };
 
 /// Distinct files of one session, each of which costs a descriptor.
@@ -248,6 +249,26 @@ impl Mapping {
             }
         });
         self.check(offset, data.len())
+    }
+
+    /// Stores `byte` at every place that is set, `stride` bytes apart from `offset` on, in ascending order.
+    pub(super) fn write_each(
+        &self,
+        offset: usize,
+        stride: usize,
+        places: u64,
+        byte: u8,
+    ) -> Result<(), Lost> {
+        let len = span(stride, places);
+        let slice = self.slice(offset, len)?;
+        self.window.touch(|| {
+            for place in ones(places) {
+                if let Ok(there) = slice.get_atomic_ref::<AtomicU8>(place * stride) {
+                    there.store(byte, Ordering::Relaxed);
+                }
+            }
+        });
+        self.check(offset, len)
     }
 
     fn check(&self, offset: usize, len: usize) -> Result<(), Lost> {

@@ -289,6 +289,37 @@ impl Memory {
         Ok(())
     }
 
+    /// Writes `byte` at `iova + place * stride` for every place that is set, in ascending order.
+    pub(crate) fn write_each(
+        &mut self,
+        remote: &mut dyn Remote,
+        iova: u64,
+        stride: usize,
+        places: u64,
+        byte: u8,
+    ) -> Result<(), AccessError> {
+        let len = span(stride, places);
+        if let Some(map) = self.maps.find(iova)
+            && map.access.write
+            && map.part(iova, len) == len
+            && let Backing::File { mapping, offset } = &map.backing
+        {
+            // As in `write`.
+            fence(Ordering::Release);
+            let offset = offset + (iova - map.start) as usize;
+            let written = mapping.write_each(offset, stride, places, byte);
+            if let Some(dirty) = self.dirty.as_mut().filter(|_| len > 0) {
+                dirty.mark(iova, len);
+            }
+            return written.map_err(|lost| lost.at(iova));
+        }
+        for place in ones(places) {
+            let at = iova.wrapping_add((place * stride) as u64);
+            self.write(remote, at, &[byte])?;
+        }
+        Ok(())
+    }
+
     /// Copies `data` to guest memory at `iova`; the range may span adjacent maps. Two, four or eight bytes at an address
     /// that is a multiple of their number are written at once, and up to 512 bytes that are such words of eight word by
     /// word, in their order: a guest that polls descriptors sees none that is half written.
@@ -330,6 +361,21 @@ impl Memory {
         }
         Ok(())
     }
+}
+
+/// The positions of the bits that are set.
+fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lowest = (bits != 0).then(|| bits.trailing_zeros() as usize);
+        bits &= bits.wrapping_sub(1);
+        lowest
+    })
+}
+
+/// How many bytes there are up to the last place that is set, and with it.
+fn span(stride: usize, places: u64) -> usize {
+    let last = places.checked_ilog2();
+    last.map_or(0, |last| last as usize * stride + 1)
 }
 
 impl Lost {

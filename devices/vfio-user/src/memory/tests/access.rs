@@ -212,6 +212,52 @@ fn runs_of_words_are_written_whole() {
 }
 
 #[test]
+fn bytes_are_written_where_a_bit_is_set() {
+    let (mut memory, file) = mapped(0, 1);
+    map(&mut memory, PAGE, 1, &file, 0);
+    let places = 1 | 1 << 3 | 1 << 63;
+    for (start, stride) in [(12u64, 16usize), (0, 1), (7, 60), (4000, 16)] {
+        file.write_all_at(&[0; 4096], 0).unwrap();
+        write_each(&mut memory, start, stride, places, 9).unwrap();
+        write_each(&mut memory, start, stride, 0, 8).unwrap();
+        let mut found = vec![0; 4096];
+        file.read_exact_at(&mut found, 0).unwrap();
+        for (at, byte) in found.into_iter().enumerate() {
+            // The second map shows the same page.
+            let is_written = [0, 3, 63]
+                .iter()
+                .any(|place| (start as usize + place * stride) % 4096 == at);
+            assert_eq!(
+                byte,
+                if is_written { 9 } else { 0 },
+                "{start} {stride}: {at}"
+            );
+        }
+    }
+    assert_eq!(
+        write_each(&mut memory, 2 * PAGE - 1, 1, 7, 1),
+        Err(AccessError::Unmapped { iova: 2 * PAGE })
+    );
+    let read_only = Access { write: false, ..RW };
+    memory
+        .map(0x10_0000, PAGE, read_only, Some((file.into(), 0)))
+        .unwrap();
+    assert_eq!(
+        write_each(&mut memory, 0x10_0000, 1, 1, 1),
+        Err(AccessError::Denied { iova: 0x10_0000 })
+    );
+}
+
+#[test]
+fn bytes_reach_a_client_that_gave_no_file() {
+    let mut memory = Memory::default();
+    memory.map(0, PAGE, RW, None).unwrap();
+    let mut client = Client::default();
+    memory.write_each(&mut client, 12, 16, 0b1011, 1).unwrap();
+    assert_eq!(client.0, [(12, vec![1]), (28, vec![1]), (60, vec![1])]);
+}
+
+#[test]
 fn maps_of_one_file_hold_one_descriptor() {
     let (mut memory, file) = mapped(0, 2000);
     let mine = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();

@@ -37,6 +37,9 @@ fn each_page_that_is_written_is_reported_once() {
     read(&mut memory, 0x10_8000, &mut [0; 8]).unwrap();
     assert_eq!(report(&mut memory, 0x10_0000, 16 * PAGE, 4096), [1, 2, 5]);
     assert_eq!(report(&mut memory, 0x10_0000, 16 * PAGE, 4096), NONE);
+    write_each(&mut memory, 0x10_0ff0, 16, 0b11, 1).unwrap();
+    write_each(&mut memory, 0x10_0000, 16, 0, 1).unwrap();
+    assert_eq!(report(&mut memory, 0x10_0000, 16 * PAGE, 4096), [0, 1]);
     write(&mut memory, 0x10_2000, &[0; 1]).unwrap();
     assert_eq!(report(&mut memory, 0x10_0000, 2 * PAGE, 4096), NONE);
     assert_eq!(report(&mut memory, 0x10_2000, 2 * PAGE, 4096), [0]);

@@ -48,6 +48,13 @@ fn a_file_that_shrinks_in_front_of_each_kind_of_access_is_noticed() {
         assert_eq!(write(&mut memory, 0, &vec![1; len]), lost, "{len} written");
         let (mut memory, file) = mapped(0, 4);
         file.set_len(0).unwrap();
+        assert_eq!(
+            write_each(&mut memory, 0, len, 0b11, 1),
+            lost,
+            "{len} apart"
+        );
+        let (mut memory, file) = mapped(0, 4);
+        file.set_len(0).unwrap();
         let mut data = vec![1; len];
         assert_eq!(read(&mut memory, 0, &mut data), lost, "{len} read");
     }

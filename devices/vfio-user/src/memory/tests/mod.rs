@@ -44,6 +44,17 @@ fn read(memory: &mut Memory, iova: u64, data: &mut [u8]) -> Result<(), AccessErr
     memory.read(&mut None::<Link>, iova, data)
 }
 
+/// Writes bytes without a client.
+fn write_each(
+    memory: &mut Memory,
+    iova: u64,
+    stride: usize,
+    places: u64,
+    byte: u8,
+) -> Result<(), AccessError> {
+    memory.write_each(&mut None::<Link>, iova, stride, places, byte)
+}
+
 /// Writes without a client.
 fn write(memory: &mut Memory, iova: u64, data: &[u8]) -> Result<(), AccessError> {
     memory.write(&mut None::<Link>, iova, data)
