@@ -52,6 +52,7 @@ impl Controller {
                 self.resume_receive(bus);
                 self.send_pauses(bus);
             }
+            spec::TXDCTL => self.write_transmit_control(bus),
             spec::TCTL => {
                 self.send_pauses(bus);
                 self.transmit(bus);

@@ -178,7 +178,7 @@ impl Controller {
         let packet_buffer = packet_buffer.map_err(within("packet_buffer"))?;
         let eeprom = Eeprom::restore(eeprom).map_err(within("eeprom"))?;
         let phy = Phy::restore(phy).map_err(within("phy"))?;
-        let tx = Transmitter::restore(transmitter).map_err(within("transmitter"))?;
+        let tx = Transmitter::restore(transmitter, now).map_err(within("transmitter"))?;
         let rx = Receiver::restore(receiver).map_err(within("receiver"))?;
         let flow = Flow::restore(flow, now).map_err(within("flow"))?;
         (self.regs, self.io_address) = (regs, *io_address);
@@ -281,7 +281,7 @@ impl pci::Device for Controller {
             packet_buffer: packet_buffer.save(),
             eeprom: eeprom.save(),
             phy: phy.save(),
-            transmitter: tx.save(),
+            transmitter: tx.save(now),
             receiver: rx.save(),
             flow: flow.save(now),
         };
@@ -311,7 +311,11 @@ impl pci::Device for Controller {
         if self.tx.more || self.rx.more || !self.cable_is_known() {
             return Some(self.past);
         }
-        let deadlines = [self.backend.deadline(), self.flow.deadline()];
+        let deadlines = [
+            self.backend.deadline(),
+            self.flow.deadline(),
+            self.tx.deadline(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 

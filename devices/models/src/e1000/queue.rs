@@ -64,8 +64,13 @@ impl Ring {
 
     /// The address of the descriptor at the head.
     pub(super) fn address(&self) -> u64 {
+        self.address_of(self.head)
+    }
+
+    /// The address of a descriptor.
+    pub(super) fn address_of(&self, index: u32) -> u64 {
         self.base
-            .wrapping_add(u64::from(self.head) * u64::from(DESCRIPTOR_BYTES))
+            .wrapping_add(u64::from(index) * u64::from(DESCRIPTOR_BYTES))
     }
 
     /// The head moves on by one descriptor.

@@ -35,18 +35,65 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// The bytes that the IP header's checksum covers.
-    pub(super) fn ip_range(&self) -> Range<usize> {
-        self.offsets.ip_start().into()..usize::from(self.offsets.ip_end()) + 1
+    /// The bytes that the IP header's checksum covers in a packet of so many bytes.
+    pub(super) fn ip_range(&self, packet_bytes: usize) -> Range<usize> {
+        range(self.offsets.ip_start(), self.offsets.ip_end(), packet_bytes)
     }
 
     /// The bytes that the TCP or UDP checksum covers in a packet of so many bytes.
     pub(super) fn tcp_range(&self, packet_bytes: usize) -> Range<usize> {
-        let end = match self.offsets.tcp_end() {
-            0 => packet_bytes,
-            inclusive => usize::from(inclusive) + 1,
-        };
-        self.offsets.tcp_start().into()..end
+        range(
+            self.offsets.tcp_start(),
+            self.offsets.tcp_end(),
+            packet_bytes,
+        )
+    }
+
+    /// What is in the header that differs from segment to segment.
+    fn header(&self) -> Header {
+        match (self.segments.ipv4(), self.segments.tcp()) {
+            (true, true) => Header::Tcp { ipv4: true },
+            (false, true) => Header::Tcp { ipv4: false },
+            (true, false) => Header::Udp,
+            (false, false) => Header::Constant,
+        }
+    }
+}
+
+/// From where to where a checksum goes; an end of 0 is that of the packet (section 3.6).
+fn range(start: u8, end: u16, packet_bytes: usize) -> Range<usize> {
+    let end = match end {
+        0 => packet_bytes,
+        inclusive => usize::from(inclusive) + 1,
+    };
+    start.into()..end
+}
+
+/// What a prototype header is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Header {
+    Tcp {
+        ipv4: bool,
+    },
+    /// In IPv4.
+    Udp,
+    /// Anything, and the same in each segment (section 3.3.6.1, note 2): UDP in IPv6 can't be told from it.
+    Constant,
+}
+
+impl Header {
+    fn ipv4(self) -> bool {
+        matches!(self, Self::Tcp { ipv4: true } | Self::Udp)
+    }
+
+    /// Of IP and of TCP or UDP, as many bytes as there are at least.
+    fn least_bytes(self) -> (usize, usize) {
+        match self {
+            Self::Tcp { ipv4: true } => (20, 20),
+            Self::Tcp { ipv4: false } => (IPV6_HEADER_BYTES, 20),
+            Self::Udp => (20, 8),
+            Self::Constant => (0, 0),
+        }
     }
 }
 
@@ -86,8 +133,7 @@ impl Segmenter {
         let in_header = |start: u8, bytes: usize| {
             usize::from(start) + bytes <= usize::from(context.segments.header_bytes())
         };
-        let ip_bytes = if context.segments.ipv4() { 20 } else { 40 };
-        let tcp_bytes = if context.segments.tcp() { 20 } else { 8 };
+        let (ip_bytes, tcp_bytes) = context.header().least_bytes();
         let sound = context.segments.segment_bytes() > 0
             && header_bytes <= packet.len()
             && usize::from(context.segments.segment_bytes()).min(packet.len() - header_bytes)
@@ -204,11 +250,13 @@ impl Segmenter {
         frame[..self.header_bytes].copy_from_slice(&self.header[..self.header_bytes]);
         self.fix(&mut frame[self.tag_bytes..], payload == self.left());
         if self.insert_tcp_checksum {
-            // The guest left the pseudo-header's sum without a length in the field.
             let inner = &mut frame[self.tag_bytes..];
-            let start = usize::from(self.context.offsets.tcp_start());
             let at = usize::from(self.context.offsets.tcp_offset());
-            checksum::add_to_field(inner, at, (inner.len() - start) as u16);
+            if self.context.header() != Header::Constant {
+                // The guest left the pseudo-header's sum without a length in the field.
+                let start = usize::from(self.context.offsets.tcp_start());
+                checksum::add_to_field(inner, at, (inner.len() - start) as u16);
+            }
             let covered = self.context.tcp_range(inner.len());
             checksum::insert(inner, covered.start, covered.end, at);
         }
@@ -222,14 +270,22 @@ impl Segmenter {
         self.next == self.end
     }
 
+    /// Whether the packet, of which not all was sent yet, has as much payload as the context says (PAYLEN).
+    pub(super) fn is_as_long_as_said(&self) -> bool {
+        let sent = self.index as usize * self.segment_bytes();
+        sent + self.left() == self.context.segments.payload_bytes() as usize
+    }
+
     /// How someone else can cut the packet, if nothing of it was sent, there is something to cut, and it is to be done as
     /// everybody does it.
     pub(super) fn offload(&self) -> Option<Offload> {
         let start = u16::from(self.context.offsets.tcp_start());
         let at = u16::from(self.context.offsets.tcp_offset());
         let untagged_header_bytes = self.header_bytes - self.tag_bytes;
-        let usual = self.context.segments.tcp()
+        let header = self.context.header();
+        let usual = matches!(header, Header::Tcp { .. })
             && self.insert_tcp_checksum
+            && self.insert_ip_checksum == header.ipv4()
             && self.context.offsets.tcp_end() == 0
             && start <= at
             && usize::from(at) + 2 <= untagged_header_bytes;
@@ -237,7 +293,7 @@ impl Segmenter {
         let fits = untagged_header_bytes + self.left() <= usize::from(u16::MAX);
         let worth = self.index == 0 && self.left() > self.segment_bytes();
         (usual && fits && worth).then(|| Offload::Segment {
-            ip_version: if self.context.segments.ipv4() { 4 } else { 6 },
+            ip_version: if header.ipv4() { 4 } else { 6 },
             header_bytes: self.header_bytes as u16,
             segment_bytes: self.context.segments.segment_bytes(),
             start: start + self.tag_bytes as u16,
@@ -259,40 +315,54 @@ impl Segmenter {
         whole
     }
 
-    /// What differs from segment to segment, except the TCP checksum (table 3-5 of the manual). `frame` begins where the
+    /// What differs from segment to segment (section 3.5.9), except the TCP or UDP checksum. `frame` begins where the
     /// context's offsets count from.
     fn fix(&self, frame: &mut [u8], last: bool) {
         let ip = usize::from(self.context.offsets.ip_start());
         let tcp = usize::from(self.context.offsets.tcp_start());
         let bytes_from = |at: usize| (frame.len() - at) as u16;
-        let (ip_length, udp_length) = (bytes_from(ip), bytes_from(tcp));
-        if self.context.segments.ipv4() {
-            put(frame, ip + IPV4_TOTAL_LENGTH, ip_length);
+        match self.context.header() {
+            Header::Constant => {}
+            Header::Tcp { ipv4 } => {
+                let ip_length = bytes_from(ip);
+                self.fix_ip(frame, ip, ip_length, ipv4);
+                self.fix_tcp(frame, tcp, last);
+            }
+            Header::Udp => {
+                let (ip_length, udp_length) = (bytes_from(ip), bytes_from(tcp));
+                self.fix_ip(frame, ip, ip_length, true);
+                put(frame, tcp + UDP_LENGTH, udp_length);
+            }
+        }
+        if self.insert_ip_checksum {
+            let covered = self.context.ip_range(frame.len());
+            let at = usize::from(self.context.offsets.ip_offset());
+            checksum::insert(frame, covered.start, covered.end, at);
+        }
+    }
+
+    fn fix_ip(&self, frame: &mut [u8], ip: usize, length: u16, ipv4: bool) {
+        if ipv4 {
+            put(frame, ip + IPV4_TOTAL_LENGTH, length);
             let at = ip + IPV4_IDENTIFICATION;
             let identification = u16::from_be_bytes([frame[at], frame[at + 1]]);
             put(frame, at, identification.wrapping_add(self.index as u16));
-            if self.insert_ip_checksum {
-                let covered = self.context.ip_range();
-                let at = usize::from(self.context.offsets.ip_offset());
-                checksum::insert(frame, covered.start, covered.end, at);
-            }
         } else {
-            let payload = ip_length.wrapping_sub(IPV6_HEADER_BYTES as u16);
+            let payload = length.wrapping_sub(IPV6_HEADER_BYTES as u16);
             put(frame, ip + IPV6_PAYLOAD_LENGTH, payload);
         }
-        if self.context.segments.tcp() {
-            let at = tcp + TCP_SEQUENCE;
-            let field = [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]];
-            let offset = self
-                .index
-                .wrapping_mul(self.context.segments.segment_bytes().into());
-            let sequence = u32::from_be_bytes(field).wrapping_add(offset);
-            frame[at..at + 4].copy_from_slice(&sequence.to_be_bytes());
-            if !last {
-                frame[tcp + TCP_FLAGS] &= !TCP_LAST_FLAGS;
-            }
-        } else {
-            put(frame, tcp + UDP_LENGTH, udp_length);
+    }
+
+    fn fix_tcp(&self, frame: &mut [u8], tcp: usize, last: bool) {
+        let at = tcp + TCP_SEQUENCE;
+        let field = [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]];
+        let offset = self
+            .index
+            .wrapping_mul(self.context.segments.segment_bytes().into());
+        let sequence = u32::from_be_bytes(field).wrapping_add(offset);
+        frame[at..at + 4].copy_from_slice(&sequence.to_be_bytes());
+        if !last {
+            frame[tcp + TCP_FLAGS] &= !TCP_LAST_FLAGS;
         }
     }
 }

@@ -58,7 +58,35 @@ pub(super) struct Transmitter {
     pub(super) packet: Option<Packet>,
     pub(super) full: bool,
     pub(super) more: bool,
-    pub(super) stalled: bool,
+    pub(super) retry: Option<Retry>,
+    pub(super) done: Done,
+}
+
+/// When descriptors that could not be read are tried again.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retry {
+    /// In how long.
+    pub(super) due_ns: u64,
+    /// How long that was at first.
+    pub(super) after_ns: u64,
+}
+
+/// Transmit descriptors that are done and not written back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Done {
+    /// Where in the ring the first is.
+    pub(super) first: u16,
+    pub(super) count: u8,
+    /// A bit for each that has RS.
+    pub(super) reported: u64,
+    /// Some have RS without IDE.
+    pub(super) at_once: bool,
+    /// Some have RS with IDE.
+    pub(super) delayed: bool,
+    /// In how long they are written back at the latest.
+    pub(super) due_ns: Option<u64>,
 }
 
 /// A context descriptor, in two words as in the guest's memory.
@@ -95,12 +123,15 @@ pub(super) struct Gathering {
 pub(super) enum Options {
     Legacy {
         checksum_start: u8,
-        checksum_offset: u8,
     },
     Data {
-        segment: bool,
         insert_ip_checksum: bool,
         insert_tcp_checksum: bool,
+    },
+    Segments {
+        insert_ip_checksum: bool,
+        insert_tcp_checksum: bool,
+        tag: Option<u16>,
     },
 }
 

@@ -9,6 +9,8 @@ use super::spec;
 
 /// Bytes of the FCS.
 pub(super) const FCS_BYTES: u32 = 4;
+/// The shortest good frame.
+const GOOD_BYTES_MIN: u32 = 64;
 /// The sizes that are counted apart: up to 64, 127, 255, 511, 1023, and more bytes.
 const SIZES: usize = 6;
 
@@ -67,7 +69,10 @@ impl Sent {
     /// `frames` frames of `wire_bytes` each went out.
     pub(super) fn add(&mut self, cast: Cast, wire_bytes: u32, frames: u32) {
         self.total.add(wire_bytes, frames);
-        self.good.add(cast, wire_bytes, frames);
+        // What is shorter is no good packet (section 13.7.30).
+        if wire_bytes >= GOOD_BYTES_MIN {
+            self.good.add(cast, wire_bytes, frames);
+        }
     }
 
     /// A frame of flow control went out.

@@ -14,6 +14,8 @@ use super::{
 
 /// What one run may spend before the loop gets a turn, in bytes moved.
 pub(super) const BUDGET_BYTES: u32 = 512 << 10;
+/// The shortest frame on the wire, without FCS.
+pub(super) const FRAME_BYTES_MIN: usize = 60;
 /// What a descriptor or a frame costs beside its bytes.
 pub(super) const OVERHEAD_BYTES: u32 = 256;
 
@@ -36,6 +38,12 @@ pub(super) struct Way<'a, 'b> {
     pub(super) regs: &'a mut Regs,
     pub(super) bus: &'a mut Bus<'b>,
     pub(super) budget: u32,
+    /// The type of VLAN tags, if they are inserted (CTRL.VME).
+    pub(super) tag_type: Option<u16>,
+    /// Short frames are padded (TCTL.PSP).
+    pub(super) pads: bool,
+    /// How many descriptors are reported at once; 0: each as soon as it is done.
+    pub(super) write_back_threshold: u32,
     pub(super) sent: Sent,
     pub(super) events: Events,
 }
@@ -101,7 +109,8 @@ impl Way<'_, '_> {
                 let full = header + segment + FCS_BYTES;
                 self.sent.add(cast, full, payload / segment);
                 if !payload.is_multiple_of(segment) {
-                    let last = header + payload % segment + FCS_BYTES;
+                    let padded = if self.pads { FRAME_BYTES_MIN as u32 } else { 0 };
+                    let last = padded.max(header + payload % segment) + FCS_BYTES;
                     self.sent.add(cast, last, 1);
                 }
             }

@@ -313,11 +313,18 @@ pub(in crate::e1000) struct Fcrth {
     __: u16,
 }
 
-/// Transmit Descriptor Control, section 13.4.44.
+/// Transmit Descriptor Control, section 13.4.43. Nobody can tell when descriptors are fetched: the thresholds for that
+/// are not here.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Txdctl {
-    #[bits(25)]
-    __: u32,
+    __: u16,
+    /// WTHRESH.
+    #[bits(6)]
+    pub write_back_threshold: u32,
+    #[bits(2)]
+    __: u8,
+    /// GRAN: thresholds count descriptors, and not cache lines.
+    pub by_descriptor: bool,
     /// LWTHRESH, in units of eight descriptors.
     #[bits(7)]
     pub low_threshold: u32,

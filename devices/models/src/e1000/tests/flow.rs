@@ -86,6 +86,16 @@ fn xoff_silences_the_transmitter_for_its_slots() {
 }
 
 #[test]
+fn a_pause_ends_though_nothing_is_to_be_sent() {
+    let mut driver = driver(RFCE, RECEIVE);
+    driver.arrive(&control(GROUP, 1, 100));
+    driver.guest.advance(Duration::from_nanos(100 * 512));
+    driver.guest.run();
+    assert_eq!(driver.read(STATUS) & TXOFF, 0);
+    assert_eq!(driver.guest.due_in(), None);
+}
+
+#[test]
 fn a_slot_is_longer_on_a_slower_link() {
     for (speed, nanoseconds) in [(0, 51_200), (1, 5_120)] {
         let mut driver = driver(RFCE, RECEIVE);

@@ -60,6 +60,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => write(RCTL, 0, 0x0407_0e3e),
         1 => write(TCTL, 0, 0x0040_000a),
         1 => write(0x170, 0, 0xffff),
+        2 => write(0x3820, 0, 0xff),
+        2 => write(0x3828, 0x0100_0000, 0x0207_0000),
         1 => write(0x2160, 0, 0x8000_0000),
         3 => write(TCTL, 0xa, 0),
         1 => write(0x5000, 0, 0x07ff),
@@ -74,6 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(RS),
         Just(RS | IFCS),
         Just(EOP | RS | IFCS),
+        Just(EOP | RS | IFCS | 0x80 << 24),
         Just(EOP | IFCS | RS | VLE),
         Just(EOP | IFCS | RS | 0x04 << 24 | 14 << 16 | 40 << 40),
     ];
@@ -341,6 +344,8 @@ fn busy(kind: usize) -> Driver {
     match kind {
         0 => {}
         1 => {
+            driver.write(0x3820, 0x100);
+            driver.write(0x3828, 0x0108_0000);
             driver.queue_data(b"the first half", RS);
             // The other half is not there.
             driver.queue(1 << 40, RS | 14);
@@ -417,6 +422,17 @@ fn what_can_not_be_is_refused_by_name() {
         (0, "receiver.held", json!("")),
         (0, "receiver.held", json!(long)),
         (0, "receiver.more", json!(2)),
+        (0, "transmitter.retry", json!({"due_ns": 2, "after_ns": 1})),
+        (
+            0,
+            "transmitter.retry",
+            json!({"due_ns": 0, "after_ns": 1_000_000_001}),
+        ),
+        (0, "transmitter.done.count", json!(64)),
+        (0, "transmitter.done.reported", json!(1)),
+        (1, "transmitter.done.due_ns", json!(null)),
+        (1, "transmitter.done.due_ns", json!(65_536 * 1024)),
+        (0, "flow.paused_ns", json!(51_200u64 * 65_536)),
         (1, "transmitter.packet.gathering.data", json!(long)),
         (1, "transmitter.packet.gathering.options", json!("legacy")),
         (2, "transmitter.packet.frame.data", json!("")),

@@ -31,6 +31,11 @@ impl Layout {
         }
     }
 
+    /// IPv6 has no checksum.
+    fn options(self) -> u64 {
+        if self.ipv4 { IXSM | TXSM } else { TXSM }
+    }
+
     fn addresses(self) -> std::ops::Range<usize> {
         if self.ipv4 { 26..34 } else { 22..54 }
     }
@@ -104,7 +109,7 @@ fn queue(driver: &mut Driver, layout: Layout, payload: &[u8], mss: u64) {
     driver.queue(low, high);
     let packet = layout.prepared(payload);
     let header = layout.tcp + 20;
-    let options = IXSM | TXSM;
+    let options = layout.options();
     driver.queue_data(&packet[..header], DATA & !(EOP | RS) | options);
     for (index, chunk) in packet[header..].chunks(30_000).enumerate() {
         let last = (index + 1) * 30_000 >= payload.len();
@@ -132,7 +137,7 @@ fn packets_are_cut_as_the_manual_says() {
             let sent = driver.wire.sent();
             assert_eq!(sent.len(), expected.len());
             for (sent, expected) in sent.iter().zip(&expected) {
-                assert_eq!(sent[..], expected[..sent.len()], "{bytes} by {mss}");
+                assert_eq!(sent, expected, "{bytes} by {mss}");
             }
             assert_eq!(driver.read(0x4080), expected.len() as u32);
             assert_eq!(driver.read(0x40f8), 1);
@@ -273,5 +278,207 @@ fn a_context_without_sense_sends_nothing() {
         assert!(driver.wire.sent().is_empty());
         assert_eq!(driver.read(0x40fc), 1);
         assert_eq!(driver.read(TDH), driver.read(TDT));
+    }
+}
+
+#[test]
+fn short_segments_are_padded_as_psp_says() {
+    for (tctl, shortest) in [(0xa, 60), (2, 55)] {
+        let mut driver = Driver::transmitting(32);
+        driver.write(TCTL, tctl);
+        let payload = payload(5);
+        queue(&mut driver, IPV4, &payload, 2);
+        driver.ring();
+        let sent = driver.wire.sent();
+        let expected = IPV4.segments(&payload, 2);
+        assert_eq!(sent.len(), 3);
+        for (sent, expected) in sent.iter().zip(expected) {
+            assert!(sent.len() >= shortest);
+            assert_eq!(*sent, expected[..sent.len()]);
+        }
+        assert_eq!(sent[2].len(), shortest);
+    }
+}
+
+/// UDP in IPv4: lengths, identification and both sums follow each segment; the guest's checksum has no length in it.
+#[test]
+fn udp_is_cut_into_datagrams() {
+    let payload = payload(2500);
+    let mut driver = Driver::transmitting(32);
+    let offsets = 14 | 24 << 8 | 33 << 16 | 34 << 32 | 40 << 40;
+    driver.queue(offsets, 0x26 << 24 | 2500 | 42 << 40 | 1000 << 48);
+    let mut packet = ipv4_frame(17, &payload);
+    packet[24..26].fill(0);
+    let mut pseudo = packet[26..34].to_vec();
+    pseudo.extend([0, 17]);
+    let sum = !internet_checksum(&pseudo);
+    packet[40..42].copy_from_slice(&sum.to_be_bytes());
+    driver.queue_data(&packet, DATA | IXSM | TXSM);
+    driver.ring();
+    let expected: Vec<_> = (0u16..)
+        .zip(payload.chunks(1000))
+        .map(|(index, chunk)| {
+            let mut frame = ipv4_frame(17, chunk);
+            frame[18..20].copy_from_slice(&(0x1234 + index).to_be_bytes());
+            frame[24..26].fill(0);
+            let sum = internet_checksum(&frame[14..34]);
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            frame
+        })
+        .collect();
+    assert_eq!(driver.wire.sent(), expected);
+}
+
+#[test]
+fn with_neither_ip_nor_tcp_the_header_is_constant() {
+    let mut driver = Driver::transmitting(32);
+    let header: Vec<u8> = (100..120).collect();
+    let payload = payload(250);
+    // TUCSS 20, TUCSO 22: a sum over each segment's payload, in its own third and fourth byte.
+    driver.queue(20 << 32 | 22 << 40, 0x24 << 24 | 250 | 20 << 40 | 100 << 48);
+    driver.queue_data(&[&header[..], &payload].concat(), DATA | TXSM);
+    driver.ring();
+    let expected: Vec<_> = payload
+        .chunks(100)
+        .map(|chunk| {
+            let mut frame = [&header[..], chunk].concat();
+            let sum = internet_checksum(&frame[20..]);
+            frame[22..24].copy_from_slice(&sum.to_be_bytes());
+            frame
+        })
+        .collect();
+    assert_eq!(expected.last().unwrap().len(), 70);
+    assert_eq!(driver.wire.sent(), expected);
+}
+
+#[test]
+fn without_options_the_sums_stay_as_they_are() {
+    let mut driver = Driver::transmitting(32);
+    let [low, high] = IPV4.context(2000, 1000);
+    driver.queue(low, high);
+    let packet = IPV4.prepared(&payload(2000));
+    driver.queue_data(&packet, DATA);
+    driver.ring();
+    let sent = driver.wire.sent();
+    assert_eq!(sent.len(), 2);
+    for frame in sent {
+        assert_eq!(frame[24..26], packet[24..26], "IP");
+        assert_eq!(frame[50..52], packet[50..52], "TCP");
+        assert_eq!(frame[16..18], [0x04, 0x10], "the length follows anyway");
+    }
+}
+
+#[test]
+fn tag_and_options_of_a_segmented_packet_are_its_first_descriptors() {
+    let mut driver = Driver::transmitting(32);
+    driver.set(CTRL, 0x4000_0000);
+    let payload = payload(2000);
+    let [low, high] = IPV4.context(payload.len(), 1000);
+    driver.queue(low, high);
+    let packet = IPV4.prepared(&payload);
+    driver.queue_data(
+        &packet[..54],
+        DATA & !(EOP | RS) | IXSM | TXSM | VLE | 5 << 48,
+    );
+    driver.queue_data(&packet[54..], DATA | 9 << 48);
+    driver.queue_data(&packet[..54], DATA & !(EOP | RS) | IXSM | TXSM);
+    driver.queue_data(&packet[54..], DATA | VLE | 9 << 48);
+    driver.ring();
+    let sent = driver.wire.sent();
+    let expected = IPV4.segments(&payload, 1000);
+    assert_eq!(sent.len(), 4);
+    assert_eq!(sent[0][12..16], [0x81, 0, 0, 5]);
+    assert_eq!(sent[1][16..], expected[1][12..]);
+    assert_eq!(sent[2..], expected);
+}
+
+#[test]
+fn sequence_numbers_and_identifications_wrap() {
+    let mut driver = Driver::transmitting(32);
+    let payload = payload(3000);
+    let [low, high] = IPV4.context(payload.len(), 1000);
+    driver.queue(low, high);
+    let mut packet = IPV4.prepared(&payload);
+    packet[18..20].copy_from_slice(&[0xff, 0xff]);
+    packet[38..42].copy_from_slice(&[0xff, 0xff, 0xff, 0x00]);
+    driver.queue_data(&packet, DATA | IXSM | TXSM);
+    driver.ring();
+    let sent = driver.wire.sent();
+    let fields: Vec<_> = sent
+        .iter()
+        .map(|frame| (&frame[18..20], &frame[38..42]))
+        .collect();
+    assert_eq!(
+        fields[0],
+        (&[0xff, 0xff][..], &[0xff, 0xff, 0xff, 0x00][..])
+    );
+    assert_eq!(fields[1], (&[0, 0][..], &[0, 0, 0x02, 0xe8][..]));
+    assert_eq!(fields[2], (&[0, 1][..], &[0, 0, 0x06, 0xd0][..]));
+}
+
+#[test]
+fn fin_and_psh_are_the_last_segments() {
+    let mut driver = Driver::transmitting(32);
+    let [low, high] = IPV4.context(3000, 1000);
+    driver.queue(low, high);
+    let mut packet = IPV4.prepared(&payload(3000));
+    packet[47] = 0xff;
+    driver.queue_data(&packet, DATA | IXSM | TXSM);
+    driver.ring();
+    let flags: Vec<_> = driver.wire.sent().iter().map(|frame| frame[47]).collect();
+    assert_eq!(flags, [0xf6, 0xf6, 0xff]);
+}
+
+#[test]
+fn a_packet_that_is_not_as_long_as_payload_length_says_is_a_failure() {
+    for (said, fails) in [(2000, 0), (1999, 1), (2001, 1), (0, 1)] {
+        for offloads in [false, true] {
+            let mut driver = Driver::transmitting(32);
+            driver.wire.state().offloads.segment = offloads;
+            let [low, high] = IPV4.context(said, 1000);
+            driver.queue(low, high);
+            driver.queue_data(&IPV4.prepared(&payload(2000)), DATA | IXSM | TXSM);
+            driver.ring();
+            let frames = if offloads { 1 } else { 2 };
+            assert_eq!(driver.wire.sent().len(), frames);
+            let counters = (driver.read(0x40f8), driver.read(0x40fc));
+            assert_eq!(counters, (1 - fails, fails), "TSCTC and TSCTFC, {said}");
+        }
+    }
+}
+
+#[test]
+fn a_segmented_packet_counts_when_its_last_segment_is_sent() {
+    let mut driver = Driver::transmitting(32);
+    driver.wire.state().room = Some(1);
+    queue(&mut driver, IPV4, &payload(2000), 1000);
+    driver.ring();
+    assert_eq!(driver.read(0x40f8), 0);
+    driver.wire.state().room = None;
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(0x40f8), 1);
+}
+
+#[test]
+fn options_of_ip_and_tcp_are_part_of_the_header() {
+    let mut driver = Driver::transmitting(32);
+    let payload = payload(2000);
+    // 12 bytes of TCP options: the header is 66 bytes long.
+    let offsets = 14 | 24 << 8 | 33 << 16 | 34 << 32 | 50 << 40;
+    driver.queue(offsets, 0x27 << 24 | 2000 | 66 << 40 | 1000 << 48);
+    let mut packet = IPV4.prepared(&payload);
+    packet.splice(54..54, [1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+    driver.queue_data(&packet, DATA | IXSM | TXSM);
+    driver.ring();
+    for (index, frame) in driver.wire.sent().iter().enumerate() {
+        assert_eq!(frame.len(), 1066);
+        assert_eq!(frame[54..66], packet[54..66]);
+        assert_eq!(frame[66..], payload[1000 * index..][..1000]);
+        assert_eq!(frame[16..18], (1052u16).to_be_bytes());
+        let mut tcp = frame[34..].to_vec();
+        let sum = tcp[16..18].to_vec();
+        tcp[16..18].fill(0);
+        let covered = with_pseudo_header(&frame[26..34], 6, &tcp);
+        assert_eq!(sum, internet_checksum(&covered).to_be_bytes());
     }
 }

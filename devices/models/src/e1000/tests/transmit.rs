@@ -1,10 +1,13 @@
 //! Frames from descriptors.
 
+use std::time::Duration;
+
 use super::*;
 
 const GPTC: u64 = 0x4080;
 const TXDW: u32 = 0x1;
 const TXQE: u32 = 0x2;
+const TXD_LOW: u32 = 0x8000;
 
 /// A legacy descriptor of a whole packet.
 const LEGACY: u64 = EOP | IFCS | RS;
@@ -29,7 +32,7 @@ fn tail_write_sends_the_frame() {
     assert_eq!(driver.wire.sent(), [frame]);
     assert_eq!(driver.transmit_status(index), 1);
     assert_eq!(driver.read(TDH), 1);
-    assert_eq!(driver.read(ICR), TXDW | TXQE);
+    assert_eq!(driver.read(ICR), TXDW | TXQE | TXD_LOW);
 }
 
 #[test]
@@ -40,7 +43,7 @@ fn only_rs_reports_status() {
     driver.ring();
     assert_eq!(driver.wire.sent().len(), 1);
     assert_eq!(driver.transmit_status(index), 0);
-    assert_eq!(driver.read(ICR), TXQE);
+    assert_eq!(driver.read(ICR), TXQE | TXD_LOW);
 }
 
 #[test]
@@ -408,4 +411,450 @@ fn the_low_threshold_raises_txd_low() {
     }
     driver.ring();
     assert_eq!(driver.read(ICR), 0x8000 | TXDW | TXQE);
+}
+
+const TIDV: u64 = 0x3820;
+const TXDCTL: u64 = 0x3828;
+const IDE: u64 = 0x80 << 24;
+/// TXDCTL.GRAN: thresholds count descriptors.
+const GRAN: u32 = 1 << 24;
+
+fn tick(count: u64) -> Duration {
+    Duration::from_nanos(1024 * count)
+}
+
+#[test]
+fn only_the_status_of_a_descriptor_is_written_back() {
+    let mut driver = Driver::transmitting(8);
+    let frame = frame(MAC, 60);
+    driver.queue_data(&frame, LEGACY | 0xff << 36 | 0xabcd << 48);
+    driver.queue_data(&frame, EOP | IFCS);
+    let before = driver.guest.load(TX_RING, 32);
+    driver.ring();
+    let mut expected = before;
+    expected[12] = 1;
+    assert_eq!(driver.guest.load(TX_RING, 32), expected);
+}
+
+#[test]
+fn a_batch_is_reported_where_rs_asks_for_it() {
+    let mut driver = Driver::transmitting(128);
+    for round in 0..3u32 {
+        let asks = |index: u32| (index * 7 + round).is_multiple_of(3);
+        let indexes: Vec<_> = (0..100)
+            .map(|_| {
+                let report = if asks(driver.tx_next) { RS } else { 0 };
+                driver.queue_data(&frame(MAC, 60), EOP | IFCS | report)
+            })
+            .collect();
+        driver.ring();
+        for index in indexes {
+            assert_eq!(
+                driver.transmit_status(index),
+                u8::from(asks(index)),
+                "{index}"
+            );
+        }
+    }
+}
+
+#[test]
+fn with_a_threshold_descriptors_wait_for_others() {
+    let mut driver = Driver::transmitting(32);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, GRAN | 4 << 16);
+    driver.read(ICR);
+    // It takes one with RS to begin; the others count then.
+    for command in [EOP | IFCS, LEGACY, EOP | IFCS, LEGACY] {
+        driver.queue_data(&frame(MAC, 60), command);
+        driver.ring();
+    }
+    assert_eq!(driver.wire.sent().len(), 4);
+    assert_eq!(driver.read(TDH), 4);
+    assert_eq!(driver.read(ICR) & TXDW, 0);
+    assert_eq!(
+        (driver.transmit_status(1), driver.transmit_status(3)),
+        (0, 0)
+    );
+    driver.queue_data(&frame(MAC, 60), EOP | IFCS);
+    driver.ring();
+    assert_eq!(driver.read(ICR) & TXDW, TXDW);
+    let statuses = [0, 1, 2, 3, 4].map(|index| driver.transmit_status(index));
+    assert_eq!(statuses, [0, 1, 0, 1, 0], "only RS makes DD");
+    assert_eq!(driver.guest.due_in(), None);
+}
+
+#[test]
+fn descriptors_that_wait_are_written_back_when_tidv_has_passed() {
+    let mut driver = Driver::transmitting(32);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, GRAN | 4 << 16);
+    driver.read(ICR);
+    let first = driver.queue_data(&frame(MAC, 60), LEGACY | IDE);
+    driver.ring();
+    driver.guest.advance(tick(4));
+    let second = driver.queue_data(&frame(MAC, 60), LEGACY | IDE);
+    driver.ring();
+    assert_eq!(driver.guest.due_in(), Some(tick(6)), "the first started it");
+    driver.guest.advance(tick(6) - Duration::from_nanos(1));
+    driver.guest.run();
+    assert_eq!(
+        (driver.transmit_status(first), driver.read(ICR) & TXDW),
+        (0, 0)
+    );
+    driver.guest.advance(Duration::from_nanos(1));
+    driver.guest.run();
+    let statuses = [first, second].map(|index| driver.transmit_status(index));
+    assert_eq!(statuses, [1, 1]);
+    assert_eq!(driver.read(ICR) & TXDW, TXDW);
+    assert_eq!(driver.guest.due_in(), None);
+}
+
+#[test]
+fn without_tidv_nothing_waits() {
+    let mut driver = Driver::transmitting(32);
+    driver.write(TXDCTL, GRAN | 4 << 16);
+    let index = driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert_eq!(driver.transmit_status(index), 1);
+}
+
+#[test]
+fn a_threshold_of_one_is_none() {
+    let mut driver = Driver::transmitting(32);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, GRAN | 1 << 16);
+    let index = driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert_eq!(driver.transmit_status(index), 1);
+}
+
+#[test]
+fn thresholds_count_cache_lines_without_gran() {
+    // Cache Line Size counts words: none, one descriptor and four of them.
+    for (words, waits) in [(0, 0), (4, 1), (16, 7)] {
+        let mut driver = Driver::transmitting(32);
+        driver.guest.config_write(0x0c, &[words]);
+        driver.guest.advance(Duration::ZERO);
+        driver.write(TIDV, 10);
+        driver.write(TXDCTL, 2 << 16);
+        let first = driver.queue_data(&frame(MAC, 60), LEGACY);
+        driver.ring();
+        for count in 0..8 {
+            let expected = u8::from(count >= waits);
+            assert_eq!(driver.transmit_status(first), expected, "{words} {count}");
+            driver.queue_data(&frame(MAC, 60), LEGACY);
+            driver.ring();
+        }
+    }
+}
+
+#[test]
+fn a_lower_threshold_takes_effect_at_once() {
+    let mut driver = Driver::transmitting(32);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, GRAN | 8 << 16);
+    let index = driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert_eq!(driver.transmit_status(index), 0);
+    driver.write(TXDCTL, GRAN);
+    assert_eq!(driver.transmit_status(index), 1);
+}
+
+#[test]
+fn descriptors_that_wait_may_lie_around_the_end_of_the_ring() {
+    let mut driver = Driver::transmitting(8);
+    driver.write(TDH, 6);
+    driver.write(TDT, 6);
+    driver.tx_next = 6;
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, GRAN | 4 << 16);
+    let indexes = [(); 4].map(|()| {
+        let index = driver.queue_data(&frame(MAC, 60), LEGACY);
+        driver.ring();
+        index
+    });
+    assert_eq!(indexes, [6, 7, 0, 1]);
+    assert_eq!(indexes.map(|index| driver.transmit_status(index)), [1; 4]);
+}
+
+#[test]
+fn the_chip_has_room_for_64_descriptors_that_wait() {
+    let mut driver = Driver::transmitting(128);
+    driver.guest.config_write(0x0c, &[64]);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, 63 << 16);
+    let indexes: Vec<_> = (0..65)
+        .map(|_| driver.queue_data(&frame(MAC, 60), LEGACY))
+        .collect();
+    driver.ring();
+    assert_eq!(driver.transmit_status(indexes[63]), 1);
+    assert_eq!(driver.transmit_status(indexes[64]), 0);
+}
+
+#[test]
+fn a_reset_forgets_what_was_not_written_back() {
+    let mut driver = Driver::transmitting(32);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TIDV, 10);
+    driver.write(TXDCTL, GRAN | 8 << 16);
+    let index = driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    driver.write(CTRL, 0x0400_0000);
+    assert_eq!(driver.guest.due_in(), None);
+    assert_eq!(driver.transmit_status(index), 0);
+}
+
+#[test]
+fn prefetch_thresholds_hold_nothing_back() {
+    let mut driver = Driver::transmitting(32);
+    driver.write(TXDCTL, GRAN | 0x3f << 8 | 0x3f);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert_eq!(driver.wire.sent().len(), 1);
+}
+
+#[test]
+fn txd_low_comes_when_descriptors_fall_to_the_threshold() {
+    let mut driver = Driver::transmitting(32);
+    driver.write(TXDCTL, 1 << 25);
+    for (queued, room, raised) in [
+        (8, 0, 0),
+        (4, 3, 0),
+        (0, 1, TXD_LOW),
+        (0, 2, 0),
+        (3, 1, TXD_LOW),
+    ] {
+        for _ in 0..queued {
+            driver.queue_data(&frame(MAC, 60), LEGACY);
+        }
+        driver.read(ICR);
+        driver.wire.state().room = Some(room);
+        driver.ring();
+        assert_eq!(driver.read(ICR) & TXD_LOW, raised, "{queued} {room}");
+    }
+}
+
+#[test]
+fn without_a_threshold_txd_low_comes_with_the_last_descriptor() {
+    let mut driver = Driver::transmitting(32);
+    for _ in 0..3 {
+        driver.queue_data(&frame(MAC, 60), LEGACY);
+    }
+    driver.wire.state().room = Some(2);
+    driver.ring();
+    assert_eq!(driver.read(ICR) & (TXD_LOW | TXQE), 0);
+    driver.wire.state().room = Some(1);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(ICR) & (TXD_LOW | TXQE), TXD_LOW | TXQE);
+}
+
+#[test]
+fn a_ring_that_can_not_be_read_is_tried_again_less_and_less_often() {
+    let mut driver = Driver::transmitting(8);
+    driver.guest.advance(Duration::ZERO);
+    driver.guest.config_write(4, &[3, 0]);
+    let frame = frame(MAC, 60);
+    let index = driver.queue_data(&frame, LEGACY);
+    driver.ring();
+    let mut waited = Vec::new();
+    for _ in 0..12 {
+        let due = driver.guest.due_in().unwrap();
+        waited.push(due.as_millis());
+        driver.guest.advance(due);
+        driver.guest.run();
+    }
+    assert_eq!(waited, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000]);
+    driver.guest.config_write(4, &[7, 0]);
+    driver.guest.advance(Duration::from_secs(1));
+    driver.guest.run();
+    assert_eq!(driver.wire.sent(), [frame], "without a write of the tail");
+    assert_eq!(driver.transmit_status(index), 1);
+    assert_eq!(driver.guest.due_in(), None);
+}
+
+#[test]
+fn a_transmitter_that_is_off_tries_no_ring() {
+    let mut driver = Driver::transmitting(8);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(TDBAL, 0xff00_0000);
+    driver.write(TDT, 4);
+    assert_eq!(driver.guest.due_in(), Some(Duration::from_millis(1)));
+    driver.write(TCTL, 8);
+    assert_eq!(driver.guest.due_in(), None);
+}
+
+#[test]
+fn descriptors_in_front_of_a_hole_are_done() {
+    let mut driver = Driver::new();
+    driver.set_link_up();
+    let end = pci::testing::MEMORY_BYTES;
+    driver.write(TDBAL, (end - 32) as u32);
+    driver.write(TDLEN, 128);
+    driver.write(TCTL, 0xa);
+    let frame = frame(MAC, 60);
+    driver.guest.store(TX_DATA, &frame);
+    for at in [end - 32, end - 16] {
+        driver.guest.store(at, &TX_DATA.to_le_bytes());
+        driver.guest.store(at + 8, &(LEGACY | 60).to_le_bytes());
+    }
+    driver.write(TDT, 5);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent(), [frame.clone(), frame]);
+    assert_eq!(driver.read(TDH), 2);
+}
+
+#[test]
+fn switched_off_in_the_middle_of_a_packet_the_transmitter_goes_on_with_it() {
+    let mut driver = Driver::transmitting(8);
+    let frame = frame(MAC, 300);
+    driver.queue_data(&frame[..100], IFCS);
+    let at = driver.data;
+    driver.ring();
+    driver.write(TCTL, 8);
+    driver.guest.store(at, &frame[100..]);
+    driver.queue(at, LEGACY | 200);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty());
+    driver.write(TCTL, 10);
+    assert_eq!(driver.wire.sent(), [frame]);
+}
+
+#[test]
+fn a_tag_brings_a_new_fcs_whatever_ifcs_says() {
+    let mut driver = Driver::transmitting(8);
+    driver.set(CTRL, 0x4000_0000);
+    let frame = frame(MAC, 100);
+    driver.queue_data(&frame, EOP | RS | VLE | 7 << 48);
+    driver.ring();
+    let sent = driver.wire.sent();
+    assert_eq!(sent[0].len(), 104, "nothing was taken off as the guest's");
+    assert_eq!(sent[0][12..16], [0x81, 0, 0, 7]);
+}
+
+#[test]
+fn vet_is_the_type_of_tags() {
+    let mut driver = Driver::transmitting(8);
+    driver.set(CTRL, 0x4000_0000);
+    driver.write(0x38, 0x88a8);
+    driver.queue_data(&frame(MAC, 100), LEGACY | VLE | 0xffff << 48);
+    driver.ring();
+    assert_eq!(driver.wire.sent()[0][12..16], [0x88, 0xa8, 0xff, 0xff]);
+}
+
+#[test]
+fn vle_ifcs_and_ic_count_in_the_last_descriptor() {
+    let mut driver = Driver::transmitting(8);
+    driver.set(CTRL, 0x4000_0000);
+    let right = ipv4_frame(6, b"hello, hello");
+    let mut frame = unsummed(&right);
+    frame[24..26].copy_from_slice(&right[24..26]);
+    let checksum = 0x04 << 24;
+    // CSS is the first's, CSO the last's.
+    driver.queue_data(&frame[..40], VLE | 9 << 48 | checksum | 14 << 16 | 34 << 40);
+    driver.queue_data(&frame[40..], LEGACY | checksum | 50 << 16 | 99 << 40);
+    driver.queue_data(&frame[..40], checksum | 50 << 16 | 34 << 40);
+    driver.queue_data(&frame[40..], LEGACY | 50 << 16);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), [right, frame]);
+}
+
+#[test]
+fn an_ip_checksum_without_an_end_goes_to_the_end_of_the_packet() {
+    let mut driver = Driver::transmitting(8);
+    // IPCSS 14, IPCSO 16, IPCSE 0.
+    driver.queue(14 | 16 << 8, DEXT);
+    let mut frame = frame(MAC, 101);
+    driver.queue_data(&frame, DATA | IXSM);
+    driver.ring();
+    let sum = internet_checksum(&frame[14..]);
+    frame[16..18].copy_from_slice(&sum.to_be_bytes());
+    assert_eq!(driver.wire.sent(), [frame]);
+}
+
+#[test]
+fn a_context_reports_its_status_like_others() {
+    let mut driver = Driver::transmitting(8);
+    driver.read(ICR);
+    let [low, high] = tcp_context();
+    let index = driver.queue(low, high | RS);
+    driver.ring();
+    assert_eq!(driver.transmit_status(index), 1);
+    assert_eq!(driver.read(ICR) & TXDW, TXDW);
+    assert_eq!(driver.read(TDH), 1);
+}
+
+#[test]
+fn reserved_descriptor_types_are_passed_over() {
+    let mut driver = Driver::transmitting(8);
+    let index = driver.queue(TX_DATA, LEGACY | DEXT | 5 << 20 | 60);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty());
+    assert_eq!((driver.transmit_status(index), driver.read(TDH)), (1, 1));
+}
+
+#[test]
+fn the_longest_packet_has_16288_bytes() {
+    let mut driver = Driver::transmitting(16);
+    for (bytes, is_sent) in [(16_288usize, true), (16_289, false)] {
+        for parts in [1, 3] {
+            let frame = frame(MAC, bytes);
+            let chunks: Vec<_> = frame.chunks(bytes.div_ceil(parts)).collect();
+            for (at, chunk) in chunks.iter().enumerate() {
+                let end = if at + 1 == chunks.len() { LEGACY } else { 0 };
+                driver.queue_data(chunk, end);
+            }
+            driver.ring();
+            assert_eq!(driver.wire.sent().len(), usize::from(is_sent), "{bytes}");
+            assert_eq!(driver.read(TDH), driver.read(TDT));
+        }
+    }
+}
+
+#[test]
+fn inert_registers_change_no_frame() {
+    // COLD, CT, RTLC; TIPG; AIT; TBT; TSPMT; TADV.
+    for (register, value) in [
+        (TCTL, 0x013f_fffa),
+        (0x0410, 0x3fff_ffff),
+        (0x0458, 0xffff),
+        (0x0448, 0xffff),
+        (0x3830, 0xffff_ffff),
+        (0x382c, 0xffff),
+    ] {
+        let mut driver = Driver::transmitting(8);
+        driver.write(register, value);
+        let frame = frame(MAC, 60);
+        let index = driver.queue_data(&frame, LEGACY);
+        driver.ring();
+        assert_eq!(driver.wire.sent(), [frame], "{register:#x}");
+        assert_eq!(driver.transmit_status(index), 1);
+        assert_eq!(driver.guest.due_in(), None);
+    }
+}
+
+#[test]
+fn frames_below_64_bytes_are_none_of_the_good_ones() {
+    let mut driver = Driver::transmitting(8);
+    driver.write(TCTL, 2);
+    driver.queue_data(&frame(MAC, 59), LEGACY);
+    driver.queue_data(&frame(MAC, 60), LEGACY);
+    driver.ring();
+    assert_eq!(
+        (driver.read(0x40d4), driver.read(0x40c8)),
+        (2, 127),
+        "TPT, TOT"
+    );
+    assert_eq!(
+        (driver.read(GPTC), driver.read(0x4090)),
+        (1, 64),
+        "GPTC, GOTC"
+    );
+    assert_eq!(driver.read(0x40d8), 1, "PTC64");
 }

@@ -11,17 +11,12 @@ use super::{Last, Packet, TAG_BYTES, Transmitter};
 use crate::e1000::{
     checksum,
     segment::Segmenter,
-    spec::{
-        self,
-        bits::{Ctrl, Tctl},
-    },
+    spec,
     statistics::FCS_BYTES,
-    wire::{Pause, Way},
+    wire::{FRAME_BYTES_MIN, Pause, Way},
 };
 
 const ADDRESSES_BYTES: usize = 12;
-/// The shortest frame on the wire, without FCS.
-const FRAME_BYTES_MIN: usize = 60;
 
 /// A packet that is complete, in the transmitter's buffer.
 #[derive(Debug)]
@@ -53,29 +48,23 @@ impl Transmitter {
         } else {
             self.make_ready(packet, last, way)
         };
-        let segment = matches!(packet, Packet::Data { segment: true, .. });
-        match (&self.ready, segment) {
-            (Some(_), true) => way.regs.count(spec::TSCTC, 1),
-            (None, true) => way.regs.count(spec::TSCTFC, 1),
-            (_, false) => {}
-        }
         self.packet = None;
-        self.end = match &self.ready {
-            Some(_) => self.end,
-            None => TAG_BYTES,
-        };
+        if self.ready.is_none() {
+            self.end = TAG_BYTES;
+            if let Packet::Segments { .. } = packet {
+                way.regs.count(spec::TSCTFC, 1);
+            }
+        }
     }
 
-    fn make_ready(&mut self, packet: Packet, last: Last, way: &mut Way<'_, '_>) -> Option<Ready> {
-        let ctrl = Ctrl::from_bits(way.regs.get(spec::CTRL));
-        let tag = last.tag.filter(|_| ctrl.vlan_mode());
-        if let Packet::Data {
-            segment: true,
+    fn make_ready(&mut self, packet: Packet, last: Last, way: &Way<'_, '_>) -> Option<Ready> {
+        if let Packet::Segments {
             insert_ip_checksum,
             insert_tcp_checksum,
+            tag,
         } = packet
         {
-            let start = self.insert_tag(tag, way.regs.get(spec::VET) as u16);
+            let start = self.insert_tag(tag, way);
             let segmenter = Segmenter::new(
                 self.contexts[1],
                 insert_ip_checksum,
@@ -86,7 +75,9 @@ impl Transmitter {
             )?;
             return Some(Ready::Segments(segmenter));
         }
-        if !last.insert_fcs {
+        // A tag makes the guest's own FCS wrong, so that the device's is behind it in any case.
+        let tagged = way.tag_type.is_some() && last.tag.is_some();
+        if !last.insert_fcs && !tagged {
             self.take_off_fcs()?;
         }
         let bytes = self.end - TAG_BYTES;
@@ -94,13 +85,12 @@ impl Transmitter {
             return None;
         }
         let mut checksum = self.insert_checksums(packet, last);
-        let start = self.insert_tag(tag, way.regs.get(spec::VET) as u16);
+        let start = self.insert_tag(last.tag, way);
         if let Some(checksum) = &mut checksum {
             checksum.start += TAG_BYTES - start;
             checksum.at += TAG_BYTES - start;
         }
-        let pad = Tctl::from_bits(way.regs.get(spec::TCTL)).pad_short();
-        if pad && self.end < start + FRAME_BYTES_MIN {
+        if way.pads && self.end < start + FRAME_BYTES_MIN {
             self.buffer[self.end..start + FRAME_BYTES_MIN].fill(0);
             self.end = start + FRAME_BYTES_MIN;
         }
@@ -124,20 +114,17 @@ impl Transmitter {
     fn insert_checksums(&mut self, packet: Packet, last: Last) -> Option<Checksum> {
         let frame = &mut self.buffer[TAG_BYTES..self.end];
         let (covered, at) = match packet {
-            Packet::Legacy {
-                checksum_start,
-                checksum_offset,
-            } if last.insert_checksum => {
-                (checksum_start.into()..frame.len(), checksum_offset.into())
+            Packet::Legacy { checksum_start } => {
+                let at = usize::from(last.checksum_offset?);
+                (usize::from(checksum_start)..frame.len(), at)
             }
             Packet::Data {
                 insert_ip_checksum,
                 insert_tcp_checksum,
-                ..
             } => {
                 let context = &self.contexts[0];
                 if insert_ip_checksum {
-                    let covered = context.ip_range();
+                    let covered = context.ip_range(frame.len());
                     let at = usize::from(context.offsets.ip_offset());
                     checksum::insert(frame, covered.start, covered.end, at);
                 }
@@ -147,7 +134,7 @@ impl Transmitter {
                 let at = usize::from(context.offsets.tcp_offset());
                 (context.tcp_range(frame.len()), at)
             }
-            Packet::Legacy { .. } => return None,
+            Packet::Segments { .. } => return None,
         };
         let inside = covered.start <= at && at + 2 <= frame.len();
         if covered.end == frame.len() && inside {
@@ -161,14 +148,14 @@ impl Transmitter {
         }
     }
 
-    /// Puts the VLAN tag behind the addresses, if there is one. Returns where the packet begins then.
-    fn insert_tag(&mut self, tag: Option<u16>, ether_type: u16) -> usize {
-        match tag {
-            Some(tag) if self.end >= TAG_BYTES + ADDRESSES_BYTES => {
+    /// Puts the VLAN tag behind the addresses, if there is one and tags are inserted. Returns where the packet begins then.
+    fn insert_tag(&mut self, tag: Option<u16>, way: &Way<'_, '_>) -> usize {
+        match tag.zip(way.tag_type) {
+            Some((tag, tag_type)) if self.end >= TAG_BYTES + ADDRESSES_BYTES => {
                 self.buffer
                     .copy_within(TAG_BYTES..TAG_BYTES + ADDRESSES_BYTES, 0);
                 let field = &mut self.buffer[ADDRESSES_BYTES..ADDRESSES_BYTES + TAG_BYTES];
-                field[..2].copy_from_slice(&ether_type.to_be_bytes());
+                field[..2].copy_from_slice(&tag_type.to_be_bytes());
                 field[2..].copy_from_slice(&tag.to_be_bytes());
                 0
             }
@@ -194,6 +181,10 @@ impl Transmitter {
                 way.send(frame, offload)?;
             }
             Some(Ready::Segments(segmenter)) => {
+                let counter = match segmenter.is_as_long_as_said() {
+                    true => spec::TSCTC,
+                    false => spec::TSCTFC,
+                };
                 match segmenter.offload().filter(|_| way.offloads.segment) {
                     Some(offload) => {
                         let at = segmenter.build_whole(&mut self.buffer);
@@ -201,12 +192,22 @@ impl Transmitter {
                     }
                     None => loop {
                         let at = segmenter.build(&mut self.buffer);
-                        way.send(&self.buffer[at], Offload::None)?;
+                        let segment = &self.buffer[at];
+                        // What follows in the buffer is the next one's payload: padding is put to a copy.
+                        let mut padded = [0; FRAME_BYTES_MIN];
+                        match padded.get_mut(..segment.len()).filter(|_| way.pads) {
+                            Some(start) => {
+                                start.copy_from_slice(segment);
+                                way.send(&padded, Offload::None)?;
+                            }
+                            None => way.send(segment, Offload::None)?,
+                        }
                         if segmenter.advance() {
                             break;
                         }
                     },
                 }
+                way.regs.count(counter, 1);
             }
         }
         self.ready = None;

@@ -1,9 +1,11 @@
 //! The transmitter's part of a saved state.
 
+use std::time::{Duration, Instant};
+
 use pci::saved::{Bytes, LoadError};
 
 use super::{
-    Packet, TAG_BYTES, Transmitter,
+    Done, Packet, RETRY_MAX, Retry, TAG_BYTES, Transmitter,
     ready::{Checksum, Ready},
 };
 use crate::e1000::{
@@ -16,7 +18,7 @@ use crate::e1000::{
 };
 
 impl Transmitter {
-    pub(in crate::e1000) fn save(&self) -> state::Transmitter {
+    pub(in crate::e1000) fn save(&self, now: Instant) -> state::Transmitter {
         let Self {
             buffer,
             end,
@@ -26,7 +28,8 @@ impl Transmitter {
             ready,
             full,
             more,
-            stalled,
+            retry,
+            done,
         } = self;
         let packet = match (ready, packet) {
             (Some(Ready::Frame { at, checksum }), _) => Some(state::Packet::Frame(state::Frame {
@@ -54,17 +57,25 @@ impl Transmitter {
             packet,
             full: *full,
             more: *more,
-            stalled: *stalled,
+            retry: retry.map(|Retry { at, after }| state::Retry {
+                due_ns: at.saturating_duration_since(now).as_nanos() as u64,
+                after_ns: after.as_nanos() as u64,
+            }),
+            done: done.save(now),
         }
     }
 
-    pub(in crate::e1000) fn restore(saved: &state::Transmitter) -> Result<Self, LoadError> {
+    pub(in crate::e1000) fn restore(
+        saved: &state::Transmitter,
+        now: Instant,
+    ) -> Result<Self, LoadError> {
         let state::Transmitter {
             contexts,
             packet,
             full,
             more,
-            stalled,
+            retry,
+            done,
         } = saved;
         let mut transmitter = Self {
             contexts: [&contexts[0], &contexts[1]].map(|context| Context {
@@ -73,7 +84,8 @@ impl Transmitter {
             }),
             full: *full,
             more: *more,
-            stalled: *stalled,
+            retry: restore_retry(retry.as_ref(), now)?,
+            done: Done::restore(done, now).map_err(|error| error.within("done"))?,
             ..Self::new()
         };
         if let Some(packet) = packet {
@@ -144,45 +156,62 @@ impl Transmitter {
     }
 }
 
+fn restore_retry(saved: Option<&state::Retry>, now: Instant) -> Result<Option<Retry>, LoadError> {
+    let Some(state::Retry { due_ns, after_ns }) = saved else {
+        return Ok(None);
+    };
+    let (due, after) = (
+        Duration::from_nanos(*due_ns),
+        Duration::from_nanos(*after_ns),
+    );
+    if due > after || after > RETRY_MAX {
+        return Err(LoadError::new("retry", "is no time that is waited for"));
+    }
+    let at = now + due;
+    Ok(Some(Retry { at, after }))
+}
+
 impl Packet {
     fn save(self) -> state::Options {
         match self {
-            Self::Legacy {
-                checksum_start,
-                checksum_offset,
-            } => state::Options::Legacy {
-                checksum_start,
-                checksum_offset,
-            },
+            Self::Legacy { checksum_start } => state::Options::Legacy { checksum_start },
             Self::Data {
-                segment,
                 insert_ip_checksum,
                 insert_tcp_checksum,
             } => state::Options::Data {
-                segment,
                 insert_ip_checksum,
                 insert_tcp_checksum,
+            },
+            Self::Segments {
+                insert_ip_checksum,
+                insert_tcp_checksum,
+                tag,
+            } => state::Options::Segments {
+                insert_ip_checksum,
+                insert_tcp_checksum,
+                tag,
             },
         }
     }
 
     fn restore(saved: &state::Options) -> Self {
         match *saved {
-            state::Options::Legacy {
-                checksum_start,
-                checksum_offset,
-            } => Self::Legacy {
-                checksum_start,
-                checksum_offset,
-            },
+            state::Options::Legacy { checksum_start } => Self::Legacy { checksum_start },
             state::Options::Data {
-                segment,
                 insert_ip_checksum,
                 insert_tcp_checksum,
             } => Self::Data {
-                segment,
                 insert_ip_checksum,
                 insert_tcp_checksum,
+            },
+            state::Options::Segments {
+                insert_ip_checksum,
+                insert_tcp_checksum,
+                tag,
+            } => Self::Segments {
+                insert_ip_checksum,
+                insert_tcp_checksum,
+                tag,
             },
         }
     }
