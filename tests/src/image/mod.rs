@@ -45,7 +45,8 @@ const OMITTED: &[&str] = &["libdpdk-dev", "python3", "rdma-core"];
 const BUSYBOX: &str = "usr/bin/busybox";
 const LINUX: Contents = Contents {
     programs: &["usr/sbin/ethtool", "usr/bin/ip", "usr/bin/iperf3"],
-    plugins: &[],
+    // What the C library loads by itself to end a thread.
+    plugins: &["libgcc_s.so.1"],
     modules: &["e1000", "8021q"],
 };
 /// A driver of another family: it lives in a process, and reaches the card through `uio_pci_generic`.
