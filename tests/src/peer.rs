@@ -18,7 +18,8 @@ use crate::traffic;
 /// Lengths of Ethernet frames without their checksum: from the least to the most that is not a jumbo frame.
 pub const FRAME_LENGTHS: std::ops::RangeInclusive<usize> = 60..=1514;
 
-const MAC: [u8; 6] = [0x52, 0x54, 0, 0xee, 0xee, 0xee];
+/// The station's address.
+pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0xee, 0xee, 0xee];
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 1);
 const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 2);
 
@@ -103,13 +104,31 @@ impl Peer {
         interface: &str,
         lengths: impl IntoIterator<Item = usize>,
     ) -> Result<()> {
+        let guest_mac = self.meet(guest, interface)?;
+        self.exchange(guest_mac, lengths)
+    }
+
+    /// Brings the guest's interface up, lets the guest know the station, and returns the interface's MAC address. From
+    /// then on the guest sends nothing by itself.
+    pub fn meet(&mut self, guest: &mut Guest, interface: &str) -> Result<[u8; 6]> {
+        guest.sh(&format!(
+            "sysctl -q -w net.ipv6.conf.{interface}.disable_ipv6=1"
+        ))?;
         traffic::configure(guest, interface, &format!("{GUEST_ADDRESS}/30"))?;
         let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
         // The answer to the guest's ARP request is thereby known, and echoes are not limited to some per second.
         guest.sh(&format!(
             "arp -i {interface} -s {ADDRESS} {mac}; sysctl -q -w net.ipv4.icmp_ratelimit=0"
         ))?;
-        let guest_mac = parse_mac(&guest.sh(&format!("cat /sys/class/net/{interface}/address"))?)?;
+        parse_mac(&guest.sh(&format!("cat /sys/class/net/{interface}/address"))?)
+    }
+
+    /// Sends a frame of each length to a guest that it has met, and checks every byte of what comes back.
+    pub fn exchange(
+        &mut self,
+        guest_mac: [u8; 6],
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Result<()> {
         for (number, length) in (1..).zip(lengths) {
             let request = echo_request(guest_mac, number, length);
             self.send(&request)?;
