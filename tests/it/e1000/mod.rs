@@ -1,4 +1,13 @@
-//! The main job: a Linux guest whose stock driver uses an e1000 that vfuctl created.
+//! The main job: a Linux guest whose stock driver uses an e1000 that vfuctl created. The modules beside this one ask more
+//! of drivers, each of a card that is served without an agent.
+
+mod boot;
+mod dpdk;
+mod ethtool;
+mod filters;
+mod link;
+mod network;
+mod wired;
 
 use std::{
     net::{IpAddr, TcpListener},
