@@ -11,7 +11,7 @@ use super::{
     packet_buffer,
     spec::{
         self,
-        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic},
+        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba},
     },
     statistics,
 };
@@ -78,10 +78,12 @@ impl Controller {
             }
             spec::MDIC => self.write_mdi_control(bus, Mdic::from_bits(data)),
             // What receive does not take of the 64 KiB is transmit's.
-            spec::PBA => self.regs.set(
-                spec::PBA,
-                64u32.saturating_sub(now & 0x7f) << 16 | now & 0x7f,
-            ),
+            spec::PBA => {
+                let pba = Pba::from_bits(now);
+                let left = 64u32.saturating_sub(pba.receive_kib());
+                self.regs
+                    .set(spec::PBA, pba.with_transmit_kib(left).into_bits());
+            }
             _ => {}
         }
     }

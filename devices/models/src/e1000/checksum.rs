@@ -1,16 +1,27 @@
 //! The Internet checksum (RFC 1071), and Ethernet's frame check sequence (IEEE 802.3, 3.2.9).
 
+/// Bytes summed at once.
+const BLOCK_BYTES: usize = 32;
+
 /// The one's complement sum of big-endian words; an odd last byte is the upper half of one.
 pub(super) fn sum(data: &[u8]) -> u16 {
     // Words are summed as the host has them: the sum's bytes come out swapped, and nothing else changes (RFC 1071, 2.B).
-    let mut words = data.chunks_exact(4);
-    let mut sum = 0u64;
-    for word in &mut words {
-        sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-    }
-    let mut last = [0; 4];
-    last[..words.remainder().len()].copy_from_slice(words.remainder());
-    sum += u64::from(u32::from_ne_bytes(last));
+    // Lanes of 64 bits don't overflow in any length that memory has, and the compiler puts several into one register.
+    let (blocks, rest) = data.as_chunks::<BLOCK_BYTES>();
+    let mut lanes = [0u64; BLOCK_BYTES / 4];
+    let mut add = |block: &[u8; BLOCK_BYTES]| {
+        let (words, _) = block.as_chunks::<4>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane = lane.wrapping_add(u32::from_ne_bytes(*word).into());
+        }
+    };
+    blocks.iter().for_each(&mut add);
+    let mut last = [0; BLOCK_BYTES];
+    last[..rest.len()].copy_from_slice(rest);
+    add(&last);
+    let mut sum = lanes
+        .iter()
+        .fold(0, |sum: u64, lane| sum.wrapping_add(*lane));
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }

@@ -16,7 +16,6 @@ use pci::{Bus, LoadError, regs::Regs};
 
 use super::{
     Controller,
-    rx::Receiver,
     spec::{
         self,
         bits::{Ctrl, Fcrth, Fcrtl, Rah, Rctl, Status, Tctl},
@@ -299,13 +298,6 @@ impl Controller {
         sent.add_control(FRAME_BYTES as u32 + FCS_BYTES);
         sent.settle(&mut self.regs);
         true
-    }
-}
-
-impl Receiver {
-    /// Whether a frame is here for which there are no descriptors.
-    fn waits(&self) -> bool {
-        self.blocked && self.held.is_some()
     }
 }
 

@@ -75,7 +75,12 @@ impl Ring {
 
     /// The head moves on by one descriptor.
     pub(super) fn advance(&mut self) {
-        self.head += 1;
+        self.advance_by(1);
+    }
+
+    /// The head moves on by descriptors that lie behind one another in memory.
+    pub(super) fn advance_by(&mut self, count: u32) {
+        self.head += count;
         if self.head == self.count {
             self.head = 0;
         }

@@ -171,9 +171,24 @@ pub(super) struct Segments {
 #[serde(deny_unknown_fields)]
 pub(super) struct Receiver {
     /// A frame that waits for descriptors.
-    pub(super) held: Option<Bytes>,
+    pub(super) waiting: Option<Waiting>,
     pub(super) blocked: bool,
     pub(super) more: bool,
+}
+
+/// A frame that has passed the filters.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Waiting {
+    /// All of it, as it goes to memory.
+    pub(super) data: Bytes,
+    /// How many bytes of it are there already.
+    pub(super) stored: usize,
+    /// What its last descriptor will say.
+    pub(super) checksum: u16,
+    pub(super) status: u8,
+    pub(super) errors: u8,
+    pub(super) special: u16,
 }
 
 /// Flow control between frames.

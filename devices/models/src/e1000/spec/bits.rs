@@ -330,6 +330,21 @@ pub(in crate::e1000) struct Txdctl {
     pub low_threshold: u32,
 }
 
+/// Packet Buffer Allocation, section 13.4.16.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Pba {
+    /// RXA, of 64 KiB.
+    #[bits(7)]
+    pub receive_kib: u32,
+    #[bits(9)]
+    __: u16,
+    /// TXA.
+    #[bits(7)]
+    pub transmit_kib: u32,
+    #[bits(9)]
+    __: u16,
+}
+
 /// Receive Checksum Control, section 13.4.31.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Rxcsum {

@@ -237,17 +237,21 @@ fn the_packet_checksum_covers_what_is_stored_from_pcss_on() {
 #[test]
 fn a_full_ring_leaves_frames_in_the_backend() {
     let mut driver = Driver::receiving(8, 0);
+    driver.read(ICR);
     for index in 0..10 {
         driver.wire.arrive(&frame(MAC, 100 + index));
     }
     driver.guest.run_until_idle();
     assert_eq!(driver.read(RDH), 7);
-    assert_eq!(driver.wire.state().arriving.len(), 3);
+    assert_eq!(driver.read(0x40a0), 1, "RNBC: one waits here");
+    assert_eq!(driver.read(ICR) & RXO, RXO);
+    assert_eq!(driver.wire.state().arriving.len(), 2);
     assert!(!driver.wire.state().interest.receive);
     driver.write(RDT, 1);
     assert_eq!(driver.received(7).data.len(), 111);
     assert_eq!(driver.received(0).data.len(), 112);
-    assert_eq!(driver.wire.state().arriving.len(), 1);
+    assert_eq!(driver.wire.state().arriving.len(), 0);
+    assert_eq!(driver.read(0x40a0), 1);
     driver.write(RDT, 6);
     driver.guest.run_until_idle();
     assert_eq!(driver.received(1).data.len(), 113);
@@ -257,31 +261,76 @@ fn a_full_ring_leaves_frames_in_the_backend() {
 }
 
 #[test]
-fn a_frame_waits_for_all_its_descriptors() {
+fn a_frame_goes_on_when_descriptors_come() {
     // Buffers of 256 bytes, of which the frame needs six.
     let mut driver = Driver::receiving(16, SECRC | 0x3_0000);
     driver.write(RDT, 5);
-    driver.arrive(&frame(MAC, 1500));
-    driver.guest.run_until_idle();
-    assert_eq!(driver.received(0).status, 0);
-    assert_eq!(driver.read(0x40a0), 1, "RNBC");
+    let frame = frame(MAC, 1500);
+    driver.arrive(&frame);
+    assert_eq!(driver.read(RDH), 5);
+    assert_eq!(driver.received(4).status, DD);
+    assert_eq!(driver.received(5).status, 0);
+    assert_eq!(driver.read(0x40a0), 0, "there were buffers");
+    assert_eq!(driver.read(ICR) & RXO, RXO);
     driver.write(RDT, 6);
-    let lengths: Vec<_> = (0..6)
-        .map(|index| driver.received(index).data.len())
-        .collect();
+    let stored: Vec<_> = (0..6).map(|index| driver.received(index).data).collect();
+    let lengths: Vec<_> = stored.iter().map(Vec::len).collect();
     assert_eq!(lengths, [256, 256, 256, 256, 256, 220]);
+    assert_eq!(stored.concat(), frame);
+    assert_eq!(driver.received(5).status & EOP, EOP);
     assert_eq!(driver.read(0x4074), 1);
 }
 
 #[test]
-fn a_frame_that_no_ring_can_hold_is_missed() {
+fn a_frame_may_be_longer_than_the_ring() {
     let mut driver = Driver::receiving(8, SECRC | 0x20 | 0x3_0000);
-    driver.read(ICR);
-    driver.arrive(&frame(MAC, 9000));
-    assert_eq!(driver.read(0x4010), 1, "MPC");
-    assert_eq!(driver.read(ICR), RXO);
-    driver.arrive(&frame(MAC, 100));
-    assert_eq!(driver.received(0).data.len(), 100);
+    let frame = frame(MAC, 9000);
+    driver.arrive(&frame);
+    let mut data = Vec::new();
+    for index in 0.. {
+        let index = index % 8;
+        let received = driver.received(index);
+        assert_eq!(received.status & DD, DD);
+        data.extend(received.data);
+        driver.descriptor(RX_RING, index, [RX_DATA + u64::from(index) * RX_STRIDE, 0]);
+        driver.write(RDT, index);
+        if received.status & EOP == EOP {
+            break;
+        }
+    }
+    assert_eq!(data, frame);
+    assert_eq!(driver.read(0x4074), 1);
+    assert_eq!(driver.read(0x4010), 0);
+}
+
+#[test]
+fn a_frame_that_waits_outlives_the_switch_but_no_reset() {
+    for (reset, expected) in [(false, 1), (true, 0)] {
+        let mut driver = Driver::receiving(8, SECRC);
+        for _ in 0..8 {
+            driver.arrive(&frame(MAC, 100));
+        }
+        driver.write(RCTL, SECRC);
+        // It is off: these are lost, and the one before stays.
+        driver.arrive(&frame(MAC, 200));
+        driver.arrive(&frame(MAC, 200));
+        assert!(driver.wire.state().arriving.is_empty());
+        driver.read(0x4074);
+        if reset {
+            driver.write(CTRL, 0x0400_0000);
+            driver.write(RDBAL, RX_RING as u32);
+            driver.write(RDLEN, 128);
+        }
+        driver.descriptor(RX_RING, 7, [RX_DATA, 0]);
+        driver.write(RDH, 7);
+        driver.write(RDT, 3);
+        assert_eq!(driver.received(7).status, 0, "it is still off");
+        driver.write(RCTL, SECRC | 2);
+        driver.guest.run_until_idle();
+        let received = driver.received(7);
+        assert_eq!(u32::from(received.status & DD), expected);
+        assert_eq!(received.data.len(), 100 * expected as usize);
+    }
 }
 
 #[test]

@@ -334,7 +334,7 @@ fn busy(kind: usize) -> Driver {
         driver.arrive(&frame([0xff; 6], 80));
     }
     driver.set(CTRL, 0x1000_0000);
-    // LPE: it needs two buffers, and there is one.
+    // LPE: it needs two buffers, and there is one. The rest of it waits.
     driver.write(RCTL, 0x803a);
     driver.arrive(&frame(MAC, 2100));
     let offsets = 14 | 24 << 8 | 33 << 16 | 34 << 32 | 50 << 40;
@@ -419,8 +419,9 @@ fn what_can_not_be_is_refused_by_name() {
         (0, "eeprom.shift", json!(0)),
         (0, "phy.registers[2]", json!(0x0142)),
         (0, "transmitter.contexts", json!([])),
-        (0, "receiver.held", json!("")),
-        (0, "receiver.held", json!(long)),
+        (0, "receiver.waiting.data", json!("")),
+        (0, "receiver.waiting.data", json!(long)),
+        (0, "receiver.waiting.stored", json!(2104)),
         (0, "receiver.more", json!(2)),
         (0, "transmitter.retry", json!({"due_ns": 2, "after_ns": 1})),
         (
