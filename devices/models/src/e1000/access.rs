@@ -11,7 +11,7 @@ use super::{
     packet_buffer,
     spec::{
         self,
-        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba},
+        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba, Rdtr},
     },
     statistics,
 };
@@ -57,10 +57,17 @@ impl Controller {
                 self.send_pauses(bus);
                 self.transmit(bus);
             }
-            spec::ICR => self.interrupts.update(&self.regs, bus),
+            spec::ICR => self.interrupts.write_cause(&self.regs, bus, data),
+            spec::ITR => self.interrupts.update(&self.regs, bus),
             spec::ICS => self.interrupts.write_set(&mut self.regs, bus, data),
             spec::IMS => self.interrupts.write_mask_set(&mut self.regs, bus, data),
             spec::IMC => self.interrupts.write_mask_clear(&mut self.regs, bus, data),
+            spec::RDTR => {
+                let asked = Rdtr::from_bits(data);
+                self.interrupts
+                    .write_receive_delay(&mut self.regs, bus, asked);
+            }
+            spec::RADV | spec::TADV => self.interrupts.write_absolute_delays(&self.regs),
             spec::CTRL => self.write_control(bus, Ctrl::from_bits(data)),
             spec::CTRL_EXT => self.write_extended_control(CtrlExt::from_bits(data)),
             spec::EECD => {

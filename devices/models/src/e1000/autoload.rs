@@ -134,6 +134,10 @@ impl Controller {
             identity.subsystem_vendor_id = self.eeprom.word(words::SUBSYSTEM_VENDOR_ID);
             identity.subsystem_id = self.eeprom.word(words::SUBSYSTEM_ID);
         }
+        let init2 = InitControl2::from_bits(self.eeprom.word(words::INIT_CONTROL_2));
+        if !init2.msi_disable() {
+            identity.capabilities.push((0xf0, Capability::Msi));
+        }
         // The Flash, which there is none of, would lie between the two (table 4-2).
         let size_bytes = spec::MEMORY_BAR_BYTES;
         let io = Bar::Io {

@@ -3,10 +3,8 @@
 //! The measure is Intel's "PCI/PCI-X Family of Gigabit Ethernet Controllers Software Developer's Manual" (317453);
 //! sections named in comments are its.
 //!
-//! Left out: interrupt delays and throttling (RDTR, RADV, TIDV, TADV and ITR keep what is written; causes are reported
-//! at the end of each batch instead), and what wake-up and management registers are for: they keep what is written. Backends
-//! carry no FCS: the receiver makes a right one where RCTL.SECRC leaves it, and the transmitter drops a frame whose own
-//! is wrong.
+//! Left out: what wake-up and management registers are for: they keep what is written. Backends carry no FCS: the receiver
+//! makes a right one where RCTL.SECRC leaves it, and the transmitter drops a frame whose own is wrong.
 
 mod access;
 mod autoload;
@@ -59,7 +57,8 @@ use tx::Transmitter;
 /// When the expansion ROM can't be read, or the backend can't be opened.
 pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Error> {
     let board = Board::new(&config, seed);
-    let rom = config.rom_file.as_deref().map(open_rom).transpose()?;
+    let rom = config.rom_file.as_deref();
+    let rom = rom.map(|path| open_rom(path, board.chip)).transpose()?;
     let mut controller = Controller::new(board, net::open(&config.net)?);
     controller.rom = rom;
     controller.phy.set_cable(config.link == Link::Up);
@@ -68,8 +67,8 @@ pub fn open(config: Config, seed: crate::Seed) -> Result<Controller, crate::Erro
     Ok(controller)
 }
 
-fn open_rom(path: &Path) -> Result<Rom, crate::Error> {
-    let rom = Rom::open(path, crate::E1000.vendor_id, crate::E1000.device_id)?;
+fn open_rom(path: &Path, chip: Chip) -> Result<Rom, crate::Error> {
+    let rom = Rom::open(path, crate::E1000.vendor_id, chip.device_id())?;
     if let Some(device) = rom.made_for() {
         let path = path.display();
         warn!(%path, "the expansion ROM is for the device {device:04x}: guests see it as this card's");
@@ -167,6 +166,7 @@ impl Controller {
             transmitter,
             receiver,
             flow,
+            interrupts,
         } = state;
         if io_address & !spec::IOADDR_WRITABLE != 0 {
             let problem = format!("can't be {io_address:#x}");
@@ -181,10 +181,13 @@ impl Controller {
         let tx = Transmitter::restore(transmitter, now).map_err(within("transmitter"))?;
         let rx = Receiver::restore(receiver).map_err(within("receiver"))?;
         let flow = Flow::restore(flow, now).map_err(within("flow"))?;
+        let interrupts =
+            Interrupts::restore(interrupts, &regs, now).map_err(within("interrupts"))?;
         (self.regs, self.io_address) = (regs, *io_address);
         self.packet_buffer = packet_buffer;
         (self.eeprom, self.phy) = (eeprom, phy);
         (self.tx, self.rx, self.flow) = (tx, rx, flow);
+        self.interrupts = interrupts;
         Ok(())
     }
 
@@ -265,7 +268,7 @@ impl pci::Device for Controller {
             tx,
             rx,
             flow,
-            interrupts: _,
+            interrupts,
             // The host's.
             board: _,
             config: _,
@@ -284,6 +287,7 @@ impl pci::Device for Controller {
             transmitter: tx.save(now),
             receiver: rx.save(),
             flow: flow.save(now),
+            interrupts: interrupts.save(now),
         };
         Saved::new(crate::E1000.name, state::VERSION, &state)
     }
@@ -315,11 +319,14 @@ impl pci::Device for Controller {
             self.backend.deadline(),
             self.flow.deadline(),
             self.tx.deadline(),
+            self.interrupts.deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
 
     fn run(&mut self, bus: &mut Bus<'_>, now: Instant) {
+        // Before anything else happens: it is not what the timers waited for.
+        self.interrupts.run(&mut self.regs, bus, now);
         self.backend.run(now);
         self.follow_cable(bus);
         self.transmit(bus);

@@ -23,6 +23,7 @@ pub(super) struct Controller {
     pub(super) transmitter: Transmitter,
     pub(super) receiver: Receiver,
     pub(super) flow: Flow,
+    pub(super) interrupts: Interrupts,
 }
 
 /// The EEPROM's content, and the command that is being clocked into it.
@@ -199,4 +200,30 @@ pub(super) struct Flow {
     pub(super) paused_ns: Option<u64>,
     pub(super) holds_back: bool,
     pub(super) full: bool,
+}
+
+/// Interrupts that are held back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Interrupts {
+    pub(super) receive: Delay,
+    pub(super) transmit: Delay,
+    pub(super) throttle: Throttle,
+}
+
+/// Timers that run, with what is left of them.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delay {
+    pub(super) packet_ns: Option<u64>,
+    pub(super) absolute_ns: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Throttle {
+    /// Since an interrupt was asserted: how long one has to wait now depends on ITR.
+    pub(super) passed_ns: Option<u64>,
+    /// One waits.
+    pub(super) waiting: bool,
 }

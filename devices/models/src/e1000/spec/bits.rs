@@ -218,6 +218,16 @@ impl Causes {
     pub(in crate::e1000) const DEFINED: u32 = 0x0001_ffff;
 }
 
+/// Receive Delay Timer, section 13.4.30.
+#[bitfield(u32)]
+pub(in crate::e1000) struct Rdtr {
+    pub delay: u16,
+    #[bits(15)]
+    __: u16,
+    /// FPD: self-clearing.
+    pub flush: bool,
+}
+
 /// Receive Control, section 13.4.22.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Rctl {

@@ -55,8 +55,11 @@ pub(in crate::e1000) struct InitControl1 {
 /// Initialization Control Word 2, section 5.6.12.
 #[bitfield(u16)]
 pub(in crate::e1000) struct InitControl2 {
-    #[bits(14)]
-    __: u16,
+    #[bits(7)]
+    __: u8,
+    pub msi_disable: bool,
+    #[bits(6)]
+    __: u8,
     /// ASDE.
     pub detect_speed: bool,
     /// APM PME# Enable.

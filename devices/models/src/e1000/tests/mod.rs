@@ -60,6 +60,7 @@ const IFCS: u64 = 0x02 << 24;
 const RS: u64 = 0x08 << 24;
 const DEXT: u64 = 0x20 << 24;
 const VLE: u64 = 0x40 << 24;
+const IDE: u64 = 0x80 << 24;
 
 /// The other end of the cable.
 #[derive(Clone)]

@@ -54,6 +54,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => write(0x20, 0x0420_1340, 0),
         2 => write(ICR, 0, 0x1_ffff),
         2 => write(0xc8, 0, 0x1_ffff),
+        2 => write(0xc4, 0, 0xffff),
+        1 => write(0x2820, 0, 0x8000_ffff),
+        1 => write(0x282c, 0, 0xffff),
+        1 => write(0x3820, 0, 0xffff),
+        1 => write(0x382c, 0, 0xffff),
         2 => write(IMS, 0, 0x1_ffff),
         1 => write(IMC, 0, 0x1_ffff),
         3 => write(RCTL, 0x801a, 0x0003_2320),
@@ -76,7 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(RS),
         Just(RS | IFCS),
         Just(EOP | RS | IFCS),
-        Just(EOP | RS | IFCS | 0x80 << 24),
+        Just(EOP | RS | IFCS | IDE),
         Just(EOP | IFCS | RS | VLE),
         Just(EOP | IFCS | RS | 0x04 << 24 | 14 << 16 | 40 << 40),
     ];
@@ -325,8 +330,21 @@ fn busy(kind: usize) -> Driver {
             driver.write(0x10, 0x43 | data);
         }
     }
-    driver.queue_data(&ipv4_frame(17, b"sent"), EOP | IFCS | RS);
+    // Interrupts are held back by ITR, and by the timers of both directions.
+    for (register, value) in [
+        (0xc4, 1000),
+        (0x2820, 100),
+        (0x282c, 200),
+        (0x3820, 8),
+        (0x382c, 32),
+    ] {
+        driver.write(register, value);
+    }
+    driver.read(ICR);
+    driver.queue_data(&ipv4_frame(17, b"sent"), EOP | IFCS | RS | IDE);
     driver.ring();
+    driver.read(ICR);
+    driver.guest.advance(Duration::from_nanos(3000));
     driver.arrive(&frame(MAC, 64));
     driver.write(RDT, driver.rx_count - 1);
     let free = driver.read(RDT) - driver.read(RDH);
@@ -397,6 +415,7 @@ fn the_format_of_today_is_the_documented_one() {
 #[test]
 fn a_state_of_today_is_loaded() {
     let mut fresh = Driver::new();
+    fresh.guest.advance(Duration::ZERO);
     fresh
         .guest
         .load_state(include_bytes!("saved/idle.json"))
@@ -434,6 +453,10 @@ fn what_can_not_be_is_refused_by_name() {
         (1, "transmitter.done.due_ns", json!(null)),
         (1, "transmitter.done.due_ns", json!(65_536 * 1024)),
         (0, "flow.paused_ns", json!(51_200u64 * 65_536)),
+        (0, "interrupts.receive.packet_ns", json!(67_107_841)),
+        (0, "interrupts.transmit.absolute_ns", json!(67_107_841)),
+        (0, "interrupts.throttle.passed_ns", json!(16_776_961)),
+        (0, "interrupts.throttle.waiting", json!(1)),
         (1, "transmitter.packet.gathering.data", json!(long)),
         (1, "transmitter.packet.gathering.options", json!("legacy")),
         (2, "transmitter.packet.frame.data", json!("")),
