@@ -207,10 +207,15 @@ enum Due {
 }
 
 impl Controller {
-    /// Whether it matters that a frame waits for descriptors (CTRL.TFCE, FCRTH.RTH).
+    /// Whether it matters that a frame waits for descriptors.
     pub(super) fn holds_partner_back(&self) -> bool {
         let high = Fcrth::from_bits(self.regs.get(spec::FCRTH)).threshold();
-        Ctrl::from_bits(self.regs.get(spec::CTRL)).transmit_flow_control() && high > 0
+        self.sends_pauses() && high > 0
+    }
+
+    /// CTRL.TFCE.
+    fn sends_pauses(&self) -> bool {
+        Ctrl::from_bits(self.regs.get(spec::CTRL)).transmit_flow_control()
     }
 
     /// Sends the PAUSE frames that are due, sections 8.7.5 and 8.7.6. The partner's do not hold them.
@@ -244,7 +249,10 @@ impl Controller {
         };
         let is_wanted = match due {
             Due::Software | Due::HoldBack => true,
-            Due::GoOn => Fcrtl::from_bits(self.regs.get(spec::FCRTL)).xon_enable(),
+            Due::GoOn => {
+                let low = Fcrtl::from_bits(self.regs.get(spec::FCRTL));
+                self.sends_pauses() && low.xon_enable()
+            }
         };
         if is_wanted && !self.send_pause(bus, slots) {
             self.flow.full = true;

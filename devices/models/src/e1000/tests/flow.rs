@@ -372,3 +372,38 @@ fn a_reset_ends_the_pause() {
     assert_eq!(driver.read(STATUS) & TXOFF, 0);
     assert_eq!(driver.guest.due_in(), None);
 }
+
+#[test]
+fn switching_tfce_off_ends_what_is_said() {
+    let mut driver = driver(TFCE, RECEIVE);
+    for _ in 0..9 {
+        driver.arrive(&frame(MAC, 100));
+    }
+    assert_eq!(driver.wire.sent(), [own(0x1234)]);
+    let ctrl = driver.read(CTRL);
+    driver.write(CTRL, ctrl & !TFCE);
+    driver.write(RDT, 5);
+    driver.guest.run_until_idle();
+    assert!(driver.wire.sent().is_empty());
+    assert_eq!(driver.received(7).data, frame(MAC, 100), "nothing is lost");
+}
+
+/// However many there are, each pause lasts no longer than it says, and a station that is flooded with them works.
+#[test]
+fn a_flood_of_pauses_counts_and_holds_nothing_but_the_transmitter() {
+    let mut driver = driver(RFCE, RECEIVE);
+    let sent = queue_frame(&mut driver);
+    driver.wire.sent();
+    for _ in 0..1000 {
+        driver.wire.arrive(&control(GROUP, 1, 0xffff));
+    }
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(0).data, frame(MAC, 100));
+    assert_eq!(driver.read(XOFFRXC), 1000);
+    queue_frame(&mut driver);
+    let longest = Duration::from_nanos(512 * 0xffff);
+    assert_eq!(driver.guest.due_in(), Some(longest));
+    driver.guest.advance(longest);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent(), [sent]);
+}

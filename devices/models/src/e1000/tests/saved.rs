@@ -256,6 +256,85 @@ proptest! {
     }
 }
 
+/// Traffic of every kind, both ways, through everything that can hold it up.
+fn script() -> Vec<Step> {
+    let mut steps = vec![
+        // Threshold and delay of write-back.
+        Step::Write(0x3820, 0x40),
+        Step::Write(0x3828, 0x0103_0000),
+        Step::Write(CTRL, 0x5800_0041),
+    ];
+    for round in 0..4 {
+        steps.extend([
+            Step::Room(Some(round)),
+            Step::Context(100 + round as u64, true),
+            Step::Data(300 + round, DEXT | RS | 1 << 20 | 0x04 << 24 | 3 << 40),
+            Step::Tail,
+            Step::Arrive(60 + 500 * round),
+            Step::Data(200, EOP | IFCS | RS | DEXT | 1 << 20 | 0x04 << 24),
+            Step::Legacy(100, RS),
+            Step::Tail,
+            Step::Arrive(2900),
+            Step::Legacy(1000, EOP | IFCS | RS | VLE | 0x80 << 24),
+            Step::Tail,
+            Step::Run,
+            Step::Pause(1000),
+            Step::Legacy(64, EOP | IFCS | RS),
+            Step::Tail,
+            Step::Wait(300_000),
+            Step::Room(None),
+            Step::Run,
+            Step::Wait(300_000),
+            Step::Run,
+            Step::Context(0, false),
+            Step::Data(500, EOP | IFCS | RS | DEXT | 1 << 20 | 3 << 40),
+            Step::ConfigWrite(4, 3),
+            Step::Tail,
+            Step::Wait(500_000),
+            Step::ConfigWrite(4, 7),
+            Step::Run,
+            Step::Wait(600_000),
+            Step::Run,
+            Step::Arrive(1500),
+            Step::Buffers(7),
+            Step::Wait(100_000),
+            Step::Run,
+            Step::Read(ICR),
+        ]);
+    }
+    steps.push(Step::Wait(2_000_000_000));
+    steps.push(Step::Run);
+    steps
+}
+
+#[test]
+fn a_script_that_moves_after_any_step_ends_with_the_same_frames() {
+    let steps = script();
+    for offloads in [false, true] {
+        let play = |moves_after: Option<usize>| {
+            let mut driver = driver(offloads);
+            let mut seen = Vec::new();
+            for (at, step) in steps.iter().enumerate() {
+                seen.push(take(&mut driver, step));
+                if moves_after == Some(at) {
+                    driver = moved(driver);
+                }
+            }
+            (seen, driver.guest.save())
+        };
+        let (expected, state) = play(None);
+        let sent = expected.iter().filter(|seen| !seen.ends_with("[]"));
+        assert!(sent.count() >= 10, "there is something to compare");
+        for at in 0..steps.len() {
+            let (seen, end) = play(Some(at));
+            for ((step, seen), expected) in steps.iter().zip(&seen).zip(&expected) {
+                assert_eq!(seen, expected, "moved after step {at}: {step:?}");
+            }
+            assert_eq!(end, state, "moved after step {at}");
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Tampering {
     Put(Value),

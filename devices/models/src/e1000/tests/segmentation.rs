@@ -482,3 +482,55 @@ fn options_of_ip_and_tcp_are_part_of_the_header() {
         assert_eq!(sum, internet_checksum(&covered).to_be_bytes());
     }
 }
+
+#[test]
+fn a_packet_above_64_kib_is_refused_and_harms_no_other() {
+    let mut driver = Driver::transmitting(32);
+    let long = payload(66_000);
+    for at in (0..3).rev() {
+        let [low, high] = IPV4.context(long.len(), 1448);
+        driver.queue(low, high);
+        let packet = IPV4.prepared(&long[..22_000]);
+        driver.queue_data(&packet, DATA & !EOP | IXSM | TXSM);
+        driver.queue_data(&long[22_000..44_000], DATA & !EOP);
+        // In one piece and in two.
+        driver.queue_data(&long[44_000..], DATA & !(at.min(1) * EOP));
+        if at > 0 {
+            driver.queue_data(&long[44_000..44_001], DATA);
+        }
+        driver.ring();
+    }
+    assert!(driver.wire.sent().is_empty());
+    assert_eq!(driver.read(0x40fc), 3, "TSCTFC");
+    assert_eq!(driver.read(TDH), driver.read(TDT));
+    queue(&mut driver, IPV4, &payload(65_480), 1448);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), IPV4.segments(&payload(65_480), 1448));
+}
+
+#[test]
+fn one_descriptor_may_have_a_whole_packet() {
+    let mut driver = Driver::transmitting(32);
+    let payload = payload(65_000);
+    let [low, high] = IPV4.context(payload.len(), 1448);
+    driver.queue(low, high);
+    // DTALEN has 20 bits, of which the tests above need 15.
+    driver.queue_data(&IPV4.prepared(&payload), DATA | IXSM | TXSM);
+    driver.ring();
+    assert_eq!(driver.wire.sent(), IPV4.segments(&payload, 1448));
+}
+
+#[test]
+fn a_header_may_have_240_bytes() {
+    let mut driver = Driver::transmitting(32);
+    let payload = payload(500);
+    let header: Vec<u8> = (0..240).map(|at| at as u8).collect();
+    driver.queue(0, 0x24 << 24 | 500 | 240 << 40 | 300 << 48);
+    driver.queue_data(&[&header[..], &payload].concat(), DATA);
+    driver.ring();
+    let expected: Vec<_> = payload
+        .chunks(300)
+        .map(|chunk| [&header[..], chunk].concat())
+        .collect();
+    assert_eq!(driver.wire.sent(), expected);
+}

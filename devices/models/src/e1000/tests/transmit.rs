@@ -858,3 +858,46 @@ fn frames_below_64_bytes_are_none_of_the_good_ones() {
     );
     assert_eq!(driver.read(0x40d8), 1, "PTC64");
 }
+
+#[test]
+fn a_contexts_checksum_outside_of_the_packet_is_not_inserted() {
+    let frame = frame(MAC, 80);
+    for offsets in [
+        14 | 200 << 8 | 33 << 16 | 34 << 32 | 200 << 40,
+        14 | 79 << 8 | 33 << 16 | 34 << 32 | 79 << 40,
+        90 | 20 << 8 | 34 << 32 | 40 << 40 | 200 << 48,
+    ] {
+        let mut driver = Driver::transmitting(8);
+        driver.queue(offsets, DEXT);
+        driver.queue_data(&frame, DATA | IXSM | TXSM);
+        driver.ring();
+        assert_eq!(driver.wire.sent(), [&frame[..]], "{offsets:#x}");
+    }
+}
+
+#[test]
+fn a_checksum_may_end_before_the_packet_does() {
+    let mut driver = Driver::transmitting(8);
+    driver.wire.state().offloads.checksum = true;
+    // TUCSE 59, inclusive.
+    driver.queue(34 << 32 | 40 << 40 | 59 << 48, DEXT);
+    let mut frame = frame(MAC, 80);
+    driver.queue_data(&frame, DATA | TXSM);
+    driver.ring();
+    let sum = internet_checksum(&frame[34..60]);
+    frame[40..42].copy_from_slice(&sum.to_be_bytes());
+    assert_eq!(driver.wire.sent(), [frame]);
+}
+
+#[test]
+fn a_null_descriptor_reports_its_status() {
+    let mut driver = Driver::transmitting(8);
+    let null = driver.queue(0, RS | 50);
+    let empty = driver.queue(TX_DATA, RS);
+    driver.ring();
+    assert_eq!(
+        (driver.transmit_status(null), driver.transmit_status(empty)),
+        (1, 1)
+    );
+    assert!(driver.wire.sent().is_empty());
+}
