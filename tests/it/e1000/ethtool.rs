@@ -11,7 +11,11 @@ use super::wired::{MAC, Staffed, Wired, growth, statistics, wait_up};
 #[test]
 fn all_five_self_tests_pass_and_the_card_works_after_them() -> Result<()> {
     require!(Qemu, Tap);
-    let mut wired = Wired::boot(json!({}))?;
+    passes_all_five(&mut Wired::boot(json!({}))?)
+}
+
+/// Runs the self-tests, and checks that the card works after them.
+pub(super) fn passes_all_five(wired: &mut Wired) -> Result<()> {
     let report = wired.works_after("ethtool -t eth0 offline")?;
     let results: HashMap<&str, &str> = report
         .lines()

@@ -2,6 +2,7 @@
 //! of drivers, each of a card that is served without an agent.
 
 mod boot;
+mod chips;
 mod dpdk;
 mod ethtool;
 mod filters;
