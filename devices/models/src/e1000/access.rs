@@ -48,7 +48,7 @@ impl Controller {
         let now = self.regs.write(register, data, u32::MAX);
         match register {
             spec::TDT => self.write_transmit_tail(bus),
-            spec::RDT | spec::RCTL => {
+            spec::RDT | spec::RDH | spec::RDLEN | spec::RCTL => {
                 self.resume_receive(bus);
                 self.send_pauses(bus);
             }

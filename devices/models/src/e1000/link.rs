@@ -66,6 +66,10 @@ impl Controller {
     /// As [`Controller::update_status`], and tells the guest. `interrupted`: the link was away for a moment.
     fn update_link(&mut self, bus: &mut Bus<'_>, interrupted: bool) {
         let changed = self.update_status();
+        if changed {
+            // Frames no longer wait where there is no link, but are lost.
+            self.resume_receive(bus);
+        }
         if changed || interrupted && self.link_up() {
             let causes = Causes::new().with_link_change(true);
             self.interrupts.raise(&mut self.regs, bus, causes);

@@ -1,6 +1,8 @@
 //! Drives the controller as a driver does. Offsets and bits are the manual's, written as numbers.
 
+mod checksums;
 mod eeprom;
+mod filters;
 mod flow;
 mod hostile;
 mod phy;
@@ -10,6 +12,7 @@ mod registers;
 mod resets;
 mod saved;
 mod segmentation;
+mod statistics;
 mod table;
 mod transmit;
 
@@ -70,6 +73,8 @@ struct Wire(Arc<Mutex<State>>);
 struct State {
     sent: Vec<(Vec<u8>, Offload)>,
     arriving: VecDeque<Vec<u8>>,
+    /// It has verified the checksums of what arrives.
+    vouches: bool,
     /// How many frames more it takes; `None`: any number.
     room: Option<usize>,
     offloads: Offloads,
@@ -122,7 +127,10 @@ impl net::Backend for Wire {
     fn receive(&mut self, buffer: &mut [u8]) -> Option<net::Received> {
         let frame = self.state().arriving.pop_front()?;
         buffer[..frame.len()].copy_from_slice(&frame);
-        Some(net::Received::unverified(frame.len()))
+        Some(net::Received {
+            frame_bytes: frame.len(),
+            checksum_is_right: self.state().vouches,
+        })
     }
 }
 

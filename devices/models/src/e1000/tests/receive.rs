@@ -454,3 +454,235 @@ fn loopback_returns_what_is_sent() {
         assert_eq!(driver.read(0x4074), 10);
     }
 }
+
+#[test]
+fn a_bsize_that_is_reserved_is_the_largest() {
+    let mut driver = Driver::receiving(8, SECRC | 0x20 | 0x0200_0000);
+    driver.arrive(&frame(MAC, 16_380));
+    assert_eq!(driver.received(0).data.len(), 16_380);
+}
+
+#[test]
+fn buffers_may_lie_anywhere() {
+    let mut driver = Driver::receiving(8, SECRC);
+    for index in 0..7 {
+        driver.descriptor(RX_RING, index, [RX_DATA + u64::from(index) * 0x1001 + 3, 0]);
+    }
+    for index in 0..7 {
+        let frame = frame(MAC, 1000 + index as usize);
+        driver.arrive(&frame);
+        assert_eq!(driver.received(index).data, frame);
+    }
+}
+
+#[test]
+fn only_the_last_descriptor_tells_of_the_packet() {
+    let mut driver = Driver::receiving(8, SECRC | 0x3_0000);
+    driver.write(0x5000, 0x300);
+    driver.set(CTRL, 0x4000_0000);
+    let mut frame = ipv4_frame(6, &[7; 400]);
+    frame[60] ^= 1;
+    frame.splice(12..12, [0x81, 0, 0, 9]);
+    driver.arrive(&frame);
+    let (first, last) = (driver.received(0), driver.received(1));
+    assert_eq!((first.status, first.errors, first.special), (DD, 0, 0));
+    assert_eq!(last.status, DD | EOP | VP | TCPCS | IPCS);
+    assert_eq!((last.errors, last.special), (0x20, 9));
+}
+
+#[test]
+fn a_null_descriptor_gets_dd_and_nothing_else() {
+    let mut driver = Driver::receiving(8, SECRC);
+    driver.descriptor(RX_RING, 0, [0, 0x1122_3340_5566_7788]);
+    driver.arrive(&frame(MAC, 100));
+    let null = driver.guest.load(RX_RING, 16);
+    assert_eq!(null[..8], [0; 8]);
+    assert_eq!(null[8..], 0x1122_3341_5566_7788u64.to_le_bytes());
+    assert_eq!(driver.received(1).data, frame(MAC, 100));
+}
+
+#[test]
+fn a_ring_of_null_descriptors_takes_nothing() {
+    let mut driver = Driver::receiving(8, SECRC);
+    for index in 0..8 {
+        driver.descriptor(RX_RING, index, [0, 0]);
+    }
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.read(RDH), 7);
+    driver.descriptor(RX_RING, 7, [RX_DATA, 0]);
+    driver.write(RDT, 0);
+    assert_eq!(driver.received(7).data, frame(MAC, 100));
+}
+
+#[test]
+fn nothing_beyond_the_tail_is_touched() {
+    let mut driver = Driver::receiving(128, SECRC);
+    driver.write(RDT, 40);
+    for index in 40..128 {
+        driver.descriptor(RX_RING, index, [0x1234_5678, 0x5a5a]);
+    }
+    let before = driver.guest.load(RX_RING + 40 * 16, 88 * 16);
+    for _ in 0..60 {
+        driver.wire.arrive(&frame(MAC, 100));
+    }
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(RDH), 40);
+    assert_eq!(driver.guest.load(RX_RING + 40 * 16, 88 * 16), before);
+}
+
+#[test]
+fn bursts_fill_the_ring_round_and_round() {
+    let mut driver = Driver::receiving(40, SECRC);
+    let mut next = 0;
+    for round in 0..50usize {
+        let frames: Vec<_> = (0..39).map(|at| frame(MAC, 60 + round + 13 * at)).collect();
+        for frame in &frames {
+            driver.wire.arrive(frame);
+        }
+        driver.guest.run_until_idle();
+        for frame in &frames {
+            let received = driver.received(next);
+            assert_eq!(received.status & DD, DD);
+            assert_eq!(&received.data, frame);
+            driver.descriptor(RX_RING, next, [RX_DATA + u64::from(next) * RX_STRIDE, 0]);
+            next = (next + 1) % 40;
+        }
+        assert_eq!(driver.read(RDH), next);
+        driver.write(RDT, (next + 39) % 40);
+    }
+}
+
+#[test]
+fn a_head_or_tail_outside_of_the_ring_is_no_ring() {
+    for (length, head, tail) in [
+        (0, 0, 0),
+        (0, 0, 5),
+        (128, 8, 3),
+        (128, 0, 8),
+        (128, 0, 0xffff),
+    ] {
+        let mut driver = Driver::receiving(8, SECRC);
+        driver.write(RCTL, SECRC);
+        driver.write(RDLEN, length);
+        driver.write(RDH, head);
+        driver.write(RDT, tail);
+        driver.write(RCTL, SECRC | 2);
+        driver.arrive(&frame(MAC, 100));
+        assert_eq!(driver.read(RDH), head, "{length} {head} {tail}");
+        // What waits is received once the ring makes sense, whatever is written last.
+        let index = if head < 8 { head } else { 1 };
+        if tail == 0 || tail >= 8 {
+            driver.write(RDT, 7);
+        }
+        if head != index {
+            driver.write(RDH, index);
+        }
+        if length == 0 {
+            driver.write(RDLEN, 128);
+        }
+        assert_eq!(driver.read(RDH), index + 1, "{length} {head} {tail}");
+        assert_eq!(driver.received(index).data, frame(MAC, 100));
+    }
+}
+
+#[test]
+fn a_batch_ends_where_memory_does() {
+    let mut driver = Driver::receiving(64, SECRC);
+    let end = pci::testing::MEMORY_BYTES;
+    driver.write(RCTL, SECRC);
+    driver.write(RDBAL, (end - 32) as u32);
+    driver.guest.store(end - 32, &RX_DATA.to_le_bytes());
+    driver
+        .guest
+        .store(end - 16, &(RX_DATA + RX_STRIDE).to_le_bytes());
+    driver.write(RCTL, SECRC | 2);
+    for _ in 0..3 {
+        driver.arrive(&frame(MAC, 100));
+    }
+    assert_eq!(driver.read(RDH), 2);
+    assert_eq!(driver.guest.load(RX_DATA + RX_STRIDE, 100), frame(MAC, 100));
+    assert_eq!(driver.read(0x4010), 1, "the third is missed");
+}
+
+#[test]
+fn without_bus_mastering_frames_are_missed() {
+    let mut driver = Driver::receiving(8, SECRC);
+    driver.guest.config_write(4, &3u16.to_le_bytes());
+    driver.arrive(&frame(MAC, 100));
+    driver.guest.config_write(4, &7u16.to_le_bytes());
+    assert_eq!((driver.read(0x4010), driver.read(0x4074)), (1, 0));
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(driver.received(0).data, frame(MAC, 100));
+}
+
+#[test]
+fn the_minimum_threshold_is_a_fraction_of_the_ring() {
+    for (rdmts, free) in [(0, 32), (1, 16), (2, 8)] {
+        let mut driver = Driver::receiving(64, rdmts << 8);
+        driver.read(ICR);
+        let mut left = 63;
+        while driver.read(ICR) & RXDMT0 == 0 {
+            driver.arrive(&frame(MAC, 60));
+            left -= 1;
+        }
+        assert_eq!(left, free, "RDMTS {rdmts}");
+    }
+}
+
+#[test]
+fn what_is_small_is_said_of_what_is_stored() {
+    for (rctl, vme, stored) in [
+        (0, false, 108),
+        (SECRC, false, 104),
+        (0, true, 104),
+        (SECRC, true, 100),
+    ] {
+        for (limit, is_small) in [(stored, true), (stored - 1, false), (0, false)] {
+            let mut driver = Driver::receiving(8, rctl);
+            if vme {
+                driver.set(CTRL, 0x4000_0000);
+            }
+            driver.write(0x2c00, limit);
+            driver.read(ICR);
+            driver.arrive(&tagged(7, 100));
+            let expected = if is_small { RXT0 | 0x1_0000 } else { RXT0 };
+            assert_eq!(driver.read(ICR), expected, "{rctl:#x} {vme} {limit}");
+        }
+    }
+}
+
+#[test]
+fn prefetch_and_write_back_thresholds_hold_nothing_back() {
+    // PTHRESH 0, HTHRESH and WTHRESH 63, of descriptors and of cache lines.
+    for rxdctl in [0x013f_3f00, 0x003f_3f00] {
+        let mut driver = Driver::receiving(8, SECRC);
+        driver.write(0x2828, rxdctl);
+        driver.arrive(&frame(MAC, 100));
+        assert_eq!(driver.received(0).data, frame(MAC, 100));
+        assert_eq!(driver.read(RDH), 1);
+    }
+}
+
+#[test]
+fn without_a_link_frames_no_longer_wait() {
+    let mut driver = Driver::receiving(8, SECRC);
+    for _ in 0..12 {
+        driver.arrive(&frame(MAC, 100));
+    }
+    assert_eq!(driver.wire.state().arriving.len(), 4);
+    // SLU off.
+    let ctrl = driver.read(CTRL);
+    driver.write(CTRL, ctrl & !0x40);
+    driver.guest.run_until_idle();
+    assert!(driver.wire.state().arriving.is_empty());
+    assert!(driver.wire.state().interest.receive);
+    driver.write(CTRL, ctrl);
+    driver.write(RDT, 6);
+    driver.guest.run_until_idle();
+    assert_eq!(
+        driver.received(7).data,
+        frame(MAC, 100),
+        "it was here before"
+    );
+    assert_eq!((driver.read(RDH), driver.read(0x40d0)), (0, 8));
+}
