@@ -38,8 +38,12 @@ const TX_DATA: u64 = 0x10_0000;
 const RX_DATA: u64 = 0x20_0000;
 const BUFFER_BYTES: u64 = 2048;
 const DESCRIPTOR_BYTES: u64 = 16;
-/// Linux's driver has as many.
+/// Receive descriptors, as many as Linux's driver has unless told otherwise.
 const RING: u64 = 256;
+/// Transmit descriptors: room for many doorbells, because a read of ICR waits until the device has done what came before.
+const TX_RING_COUNT: u64 = 1024;
+/// Where what is sent lies, in turn.
+const TX_BUFFERS: u64 = 256;
 /// As many as 64 of its largest packets take.
 const RING_OF_SEGMENTS: u64 = 2048;
 /// How much of a large packet one descriptor has: a guest's page.
@@ -431,10 +435,10 @@ impl TransmitRing {
                 (RING_OF_SEGMENTS, 2 + payload.div_ceil(PAGE_BYTES))
             }
             _ => {
-                for slot in 0..RING {
+                for slot in 0..TX_BUFFERS {
                     memory.fill(TX_DATA + slot * BUFFER_BYTES, &data);
                 }
-                (RING, 1)
+                (TX_RING_COUNT, 1)
             }
         };
         Self {
@@ -457,7 +461,7 @@ impl TransmitRing {
         self.free -= self.per_packet;
         let bytes = self.size.bytes();
         if self.size != Size::Segments {
-            let buffer = TX_DATA + self.tail * BUFFER_BYTES;
+            let buffer = TX_DATA + self.tail % TX_BUFFERS * BUFFER_BYTES;
             return self.push(memory, buffer, LEGACY | bytes);
         }
         let headers = frame::TCP_HEADERS_BYTES as u64;
