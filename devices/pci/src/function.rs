@@ -331,6 +331,11 @@ impl<D: Device> vfio_user::Device for Function<D> {
         Ok(())
     }
 
+    fn end_batch(&mut self, lent: &mut Lent) {
+        let (device, mut bus) = self.split(lent);
+        device.end_batch(&mut bus);
+    }
+
     fn reset(&mut self, lent: &mut Lent) {
         self.running = true;
         self.error_told = false;

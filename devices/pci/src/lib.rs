@@ -38,6 +38,10 @@ pub trait Device {
     /// The guest writes. The range lies inside the BAR.
     fn write(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &[u8]);
 
+    /// All that the guest asked for at once is done: what the device has put off in order to do it once, it does now. Also
+    /// called of a function that does not run.
+    fn end_batch(&mut self, _bus: &mut Bus<'_>) {}
+
     /// Back to the power-on state. The interrupt line is already low and the configuration space already reset.
     fn reset(&mut self, bus: &mut Bus<'_>);
 
@@ -88,6 +92,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn write(&mut self, bus: &mut Bus<'_>, bar: usize, offset: u64, data: &[u8]) {
         (**self).write(bus, bar, offset, data);
+    }
+    fn end_batch(&mut self, bus: &mut Bus<'_>) {
+        (**self).end_batch(bus);
     }
     fn reset(&mut self, bus: &mut Bus<'_>) {
         (**self).reset(bus);

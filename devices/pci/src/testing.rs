@@ -131,8 +131,11 @@ impl<D: Device> Guest<D> {
     /// # Errors
     /// What a client would be answered.
     pub fn try_write(&mut self, bar: usize, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        self.function
-            .write(&mut self.lent, bar as u32, offset, data)
+        let written = self
+            .function
+            .write(&mut self.lent, bar as u32, offset, data);
+        self.function.end_batch(&mut self.lent);
+        written
     }
 
     /// Writes configuration space.

@@ -181,6 +181,10 @@ pub trait Device {
         data: &[u8],
     ) -> Result<(), Errno>;
 
+    /// All requests that had arrived together are served, and their replies are about to leave: what the device has put off
+    /// in order to do it once for several of them, it does now.
+    fn end_batch(&mut self, _lent: &mut Lent) {}
+
     /// Back to the power-on state, running.
     fn reset(&mut self, lent: &mut Lent);
 

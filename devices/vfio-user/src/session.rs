@@ -218,6 +218,13 @@ impl Session {
 
     /// Answers what has arrived.
     fn answer(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
+        let answered = self.answer_each(device);
+        device.end_batch(&mut self.lent);
+        answered?;
+        self.channel().flush()
+    }
+
+    fn answer_each(&mut self, device: &mut dyn Device) -> Result<(), Closed> {
         while let Some(frame) = self.next_frame()? {
             self.handle(device, frame)?;
             self.connection().check()?;
@@ -228,11 +235,11 @@ impl Session {
             if self.is_blocked() {
                 self.channel().flush()?;
                 if self.is_blocked() {
-                    return Ok(());
+                    break;
                 }
             }
         }
-        self.channel().flush()
+        Ok(())
     }
 
     /// The next whole message, its payload in `self.payload`.

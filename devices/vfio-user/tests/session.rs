@@ -29,6 +29,8 @@ struct Scratch {
     regions: [Region; 2],
     irqs: [IrqInfo; 2],
     bytes: [u8; 64],
+    /// What had been written by the end of each batch of requests, by its first byte.
+    batches: Vec<u8>,
 }
 
 impl Device for Scratch {
@@ -55,6 +57,9 @@ impl Device for Scratch {
             lent.write(0x1001, &byte).map_err(|_| Errno::EFAULT)?;
         }
         Ok(())
+    }
+    fn end_batch(&mut self, _: &mut Lent) {
+        self.batches.push(self.bytes[8]);
     }
     fn reset(&mut self, lent: &mut Lent) {
         self.bytes = [0; 64];
@@ -87,6 +92,7 @@ impl Client {
                 },
             ],
             bytes: [0; 64],
+            batches: Vec::new(),
         };
         let session = Session::new(theirs, &device, Instant::now()).unwrap();
         Self {
@@ -163,6 +169,29 @@ fn nothing_is_served_before_version() {
     assert!(client.session.deadline().is_some());
     client.send(1, 4, 0, &words(&[16, 0, 0, 0]), &[]);
     assert!(matches!(client.serve(), Err(Closed::Protocol(_))));
+}
+
+#[test]
+fn a_batch_ends_when_all_that_arrived_is_served() {
+    const POSTED: u32 = 1 << 4;
+    let mut client = Client::negotiated();
+    client.device.batches.clear();
+    let write = |byte| [&access(8, 0, 1)[..], &[byte]].concat();
+    for byte in 1..=3 {
+        client.send(1, 10, POSTED, &write(byte), &[]);
+    }
+    client.serve().unwrap();
+    assert_eq!(client.device.batches, [3]);
+    // Its end comes before the replies.
+    client.send(2, 10, 0, &write(4), &[]);
+    client.serve().unwrap();
+    assert_eq!(client.device.batches, [3, 4]);
+    assert_eq!(client.receive().id, 2);
+    // Also of one that a broken message ends.
+    client.send(1, 10, POSTED, &write(5), &[]);
+    wire::send(&client.stream, &[0; 16], &[]);
+    assert!(client.serve().is_err());
+    assert_eq!(client.device.batches, [3, 4, 5]);
 }
 
 #[test]

@@ -226,6 +226,10 @@ impl pci::Device for Controller {
         self.settle();
     }
 
+    fn end_batch(&mut self, _bus: &mut Bus<'_>) {
+        self.backend.flush();
+    }
+
     fn reset(&mut self, _bus: &mut Bus<'_>) {
         let Self {
             board: _,
@@ -332,6 +336,7 @@ impl pci::Device for Controller {
         self.transmit(bus);
         self.receive(bus);
         self.send_pauses(bus);
+        self.backend.flush();
         self.settle();
     }
 }

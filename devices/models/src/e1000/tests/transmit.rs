@@ -300,9 +300,10 @@ fn a_batch_is_flushed_once() {
         driver.queue_data(&frame(MAC, 60), LEGACY);
     }
     let tail = driver.tx_next;
+    let before = driver.wire.state().flushes;
     driver.write(TDT, tail);
     assert_eq!(driver.wire.sent().len(), 40);
-    assert_eq!(driver.wire.state().flushes, 1);
+    assert_eq!(driver.wire.state().flushes, before + 1);
 }
 
 #[test]

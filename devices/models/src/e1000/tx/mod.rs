@@ -189,7 +189,6 @@ impl Controller {
             events: Events::default(),
         };
         self.tx.drain(&mut ring, &mut way);
-        way.backend.flush();
         way.sent.settle(way.regs);
         let mut events = way.events;
         if self.tx.done.wait(self.regs.get(spec::TIDV), bus) {
