@@ -6,9 +6,7 @@ use pci::Bus;
 use tracing::trace;
 
 use super::{
-    Controller,
-    autoload::Occasion,
-    packet_buffer,
+    Controller, packet_buffer,
     spec::{
         self,
         bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba, Rdtr},
@@ -69,9 +67,10 @@ impl Controller {
             }
             spec::RADV | spec::TADV => self.interrupts.write_absolute_delays(&self.regs),
             spec::CTRL => self.write_control(bus, Ctrl::from_bits(data)),
-            spec::CTRL_EXT => self.write_extended_control(CtrlExt::from_bits(data)),
+            spec::CTRL_EXT => self.write_extended_control(bus, CtrlExt::from_bits(data)),
             spec::EECD => {
-                let eecd = self.eeprom.drive(Eecd::from_bits(now));
+                let always = self.board.chip.has_eeprom_pins();
+                let eecd = self.eeprom.drive(Eecd::from_bits(now), always);
                 self.regs.set(spec::EECD, eecd.into_bits());
                 self.read_eeprom();
             }
@@ -103,17 +102,6 @@ impl Controller {
             let answer = self.eeprom.read(command);
             self.regs.set(spec::EERD, answer.into_bits());
         }
-    }
-
-    fn write_extended_control(&mut self, asked: CtrlExt) {
-        let mut now = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
-        // What is not an output reads the pin, to which nothing is connected.
-        now.set_pins(now.pins() & now.pin_outputs());
-        self.regs.set(spec::CTRL_EXT, now.into_bits());
-        if asked.eeprom_reset() {
-            self.load_eeprom(Occasion::Reset);
-        }
-        self.update_status();
     }
 
     /// The register behind IODATA, section 13.2.2.1: not the Flash, which this board has none of.

@@ -29,6 +29,16 @@ impl Chip {
         }
     }
 
+    /// The PHY is reached by pins of CTRL, and reset by one of CTRL_EXT.
+    pub(super) fn has_mdio_pins(self) -> bool {
+        self == Self::I82543gc
+    }
+
+    /// The EEPROM's pins are software's, who need not ask for them.
+    pub(super) fn has_eeprom_pins(self) -> bool {
+        self == Self::I82543gc
+    }
+
     fn revision_id(self) -> u8 {
         match self {
             Self::I82540em | Self::I82543gc => 2,

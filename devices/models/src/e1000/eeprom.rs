@@ -122,9 +122,9 @@ impl Eeprom {
     }
 
     /// Software set the pins; returns EECD with what the part answers. They are software's while it has asked for them,
-    /// which the controller, whose own reads take no time, grants at once.
-    pub(super) fn drive(&mut self, asked: Eecd) -> Eecd {
-        let eecd = asked.with_select(asked.select() && asked.request());
+    /// which the controller, whose own reads take no time, grants at once; or always.
+    pub(super) fn drive(&mut self, asked: Eecd, always: bool) -> Eecd {
+        let eecd = asked.with_select(asked.select() && (asked.request() || always));
         let was = std::mem::replace(&mut self.pins, eecd);
         if !eecd.select() {
             if was.select() {

@@ -4,6 +4,8 @@ use pci::Bus;
 
 use super::{
     Controller, Link,
+    autoload::Occasion,
+    mdio,
     spec::{
         self,
         bits::{Causes, Ctrl, CtrlExt, Mdic, Status},
@@ -70,10 +72,14 @@ impl Controller {
             // Frames no longer wait where there is no link, but are lost.
             self.resume_receive(bus);
         }
-        if changed || interrupted && self.link_up() {
-            let causes = Causes::new().with_link_change(true);
-            self.interrupts.raise(&mut self.regs, bus, causes);
-        }
+        let mut causes = Causes::new();
+        causes.set_link_change(changed || interrupted && self.link_up());
+        let mut extended = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        let asserts = self.phy.interrupt();
+        causes.set_phy(asserts && !extended.phy_interrupt() && extended.phy_interrupt_enable());
+        extended.set_phy_interrupt(asserts);
+        self.regs.set(spec::CTRL_EXT, extended.into_bits());
+        self.interrupts.raise(&mut self.regs, bus, causes);
     }
 
     pub(super) fn write_control(&mut self, bus: &mut Bus<'_>, asked: Ctrl) {
@@ -81,16 +87,61 @@ impl Controller {
             self.reset_by_software(bus);
             return;
         }
-        if asked.phy_reset() {
-            self.phy.reset();
-        }
         let mut now = Ctrl::from_bits(self.regs.get(spec::CTRL));
         // What is not an output reads the pin, to which nothing is connected.
         now.set_pins(now.pins() & now.pin_outputs());
+        let mut interrupted = false;
+        if self.board.chip.has_mdio_pins() {
+            interrupted = self.drive_mdio(&mut now);
+        } else {
+            now.set_mdio_output(false);
+            now.set_mdc_output(false);
+        }
         self.regs.set(spec::CTRL, now.into_bits());
-        self.update_link(bus, asked.phy_reset());
+        interrupted |= self.reset_phy();
+        self.update_link(bus, interrupted);
         // It may no longer have to be silent.
         self.transmit(bus);
+    }
+
+    pub(super) fn write_extended_control(&mut self, bus: &mut Bus<'_>, asked: CtrlExt) {
+        let mut now = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        now.set_pins(now.pins() & now.pin_outputs());
+        if !self.board.chip.has_mdio_pins() {
+            now.set_phy_reset_pin(false);
+        }
+        self.regs.set(spec::CTRL_EXT, now.into_bits());
+        if asked.eeprom_reset() {
+            self.load_eeprom(Occasion::Reset);
+        }
+        let interrupted = self.reset_phy();
+        self.update_link(bus, interrupted);
+    }
+
+    /// Holds the PHY in reset as long as CTRL, or a pin of the 82543GC, says so. Returns whether the link went away.
+    pub(super) fn reset_phy(&mut self) -> bool {
+        let ctrl = Ctrl::from_bits(self.regs.get(spec::CTRL));
+        let extended = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+        let by_pin = self.board.chip.has_mdio_pins()
+            && extended.phy_reset_output()
+            && !extended.phy_reset_pin();
+        self.phy.hold(ctrl.phy_reset() || by_pin)
+    }
+
+    /// Software has set the pins that are the PHY's data and clock. Returns whether the link went away.
+    fn drive_mdio(&mut self, ctrl: &mut Ctrl) -> bool {
+        let pins = mdio::Pins {
+            clock: ctrl.mdc_output() && ctrl.manage_phy_power(),
+            data: match ctrl.mdio_output() {
+                true => ctrl.advertise_d3cold(),
+                false => self.mdio.line(),
+            },
+        };
+        let interrupted = self.mdio.drive(pins, &mut self.phy);
+        if !ctrl.mdio_output() {
+            ctrl.set_advertise_d3cold(self.mdio.line());
+        }
+        interrupted
     }
 
     /// One MDIO transaction, section 13.4.7; it is over at once.
@@ -103,12 +154,12 @@ impl Controller {
         let mut interrupted = false;
         match asked.operation() {
             // Nobody drives the line, which its pull-up keeps high.
-            READ if asked.phy() != spec::phy::ADDRESS => {
+            READ if !self.phy.answers(asked.phy()) => {
                 answer.set_data(0xffff);
                 answer.set_error(true);
             }
             READ => answer.set_data(self.phy.read(asked.register())),
-            WRITE if asked.phy() != spec::phy::ADDRESS => {}
+            WRITE if !self.phy.answers(asked.phy()) => {}
             WRITE => interrupted = self.phy.write(asked.register(), asked.data()),
             _ => answer.set_error(true),
         }

@@ -16,6 +16,7 @@ mod filter;
 mod flow;
 mod interrupt;
 mod link;
+mod mdio;
 mod packet_buffer;
 mod parse;
 mod phy;
@@ -45,6 +46,7 @@ pub use config::{Config, Link, MacAddress};
 use eeprom::Eeprom;
 use flow::Flow;
 use interrupt::Interrupts;
+use mdio::Mdio;
 use packet_buffer::PacketBuffer;
 use phy::Phy;
 use rx::Receiver;
@@ -85,6 +87,7 @@ pub struct Controller {
     packet_buffer: PacketBuffer,
     eeprom: Eeprom,
     phy: Phy,
+    mdio: Mdio,
     /// The host's, and not part of a saved state: the PHY is told when its cable is another one there.
     config: Config,
     tx: Transmitter,
@@ -109,8 +112,9 @@ impl Controller {
             io_address: 0,
             packet_buffer: PacketBuffer::default(),
             eeprom: Eeprom::new(&board),
+            phy: Phy::new(board.chip),
+            mdio: Mdio::default(),
             board,
-            phy: Phy::new(),
             config: Config::default(),
             tx: Transmitter::new(),
             rx: Receiver::new(),
@@ -121,6 +125,7 @@ impl Controller {
             interest: net::Interest::default(),
             past: Instant::now(),
         };
+        controller.fit_chip();
         controller.load_eeprom(Occasion::PowerOn);
         controller.update_status();
         controller.settle();
@@ -140,6 +145,7 @@ impl Controller {
             let high = Rah::from_bits(self.regs.get(at)).with_valid(false);
             self.regs.set(at, high.into_bits());
         }
+        self.fit_chip();
         let reset = Ctrl::from_bits(self.regs.get(spec::CTRL));
         let kept = reset.with_pin_outputs(control.pin_outputs());
         self.regs.set(spec::CTRL, kept.into_bits());
@@ -151,8 +157,18 @@ impl Controller {
         self.flow.reset();
         self.interrupts = Interrupts::default();
         self.load_eeprom(Occasion::Reset);
+        self.reset_phy();
         self.update_status();
         self.interrupts.update(&self.regs, bus);
+    }
+
+    /// After a reset: a bit that is reserved, and one, in the others is a pin of the 82543GC, and an input.
+    fn fit_chip(&mut self) {
+        if self.board.chip.has_mdio_pins() {
+            let extended = CtrlExt::from_bits(self.regs.get(spec::CTRL_EXT));
+            let extended = extended.with_phy_reset_output(false);
+            self.regs.set(spec::CTRL_EXT, extended.into_bits());
+        }
     }
 
     /// Takes over a saved state, or nothing of it.
@@ -163,6 +179,7 @@ impl Controller {
             packet_buffer,
             eeprom,
             phy,
+            mdio,
             transmitter,
             receiver,
             flow,
@@ -177,7 +194,8 @@ impl Controller {
         let packet_buffer = PacketBuffer::restore(packet_buffer.as_ref());
         let packet_buffer = packet_buffer.map_err(within("packet_buffer"))?;
         let eeprom = Eeprom::restore(eeprom).map_err(within("eeprom"))?;
-        let phy = Phy::restore(phy).map_err(within("phy"))?;
+        let phy = Phy::restore(self.board.chip, phy).map_err(within("phy"))?;
+        let mdio = Mdio::restore(mdio).map_err(within("mdio"))?;
         let tx = Transmitter::restore(transmitter, now).map_err(within("transmitter"))?;
         let rx = Receiver::restore(receiver).map_err(within("receiver"))?;
         let flow = Flow::restore(flow, now).map_err(within("flow"))?;
@@ -185,7 +203,7 @@ impl Controller {
             Interrupts::restore(interrupts, &regs, now).map_err(within("interrupts"))?;
         (self.regs, self.io_address) = (regs, *io_address);
         self.packet_buffer = packet_buffer;
-        (self.eeprom, self.phy) = (eeprom, phy);
+        (self.eeprom, self.phy, self.mdio) = (eeprom, phy, mdio);
         (self.tx, self.rx, self.flow) = (tx, rx, flow);
         self.interrupts = interrupts;
         Ok(())
@@ -238,6 +256,7 @@ impl pci::Device for Controller {
             packet_buffer,
             eeprom,
             phy,
+            mdio,
             config: _,
             tx,
             rx,
@@ -252,11 +271,13 @@ impl pci::Device for Controller {
         *io_address = 0;
         packet_buffer.power_on();
         eeprom.power_on();
-        phy.reset();
+        phy.power_on();
+        mdio.reset();
         tx.reset();
         rx.reset();
         flow.reset();
         *interrupts = Interrupts::default();
+        self.fit_chip();
         self.load_eeprom(Occasion::PowerOn);
         self.update_status();
         self.settle();
@@ -269,6 +290,7 @@ impl pci::Device for Controller {
             packet_buffer,
             eeprom,
             phy,
+            mdio,
             tx,
             rx,
             flow,
@@ -288,6 +310,7 @@ impl pci::Device for Controller {
             packet_buffer: packet_buffer.save(),
             eeprom: eeprom.save(),
             phy: phy.save(),
+            mdio: mdio.save(),
             transmitter: tx.save(now),
             receiver: rx.save(),
             flow: flow.save(now),

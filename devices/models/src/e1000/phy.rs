@@ -1,140 +1,243 @@
-//! The PHY behind MDIC: IEEE registers and Marvell's, a link partner that is always there, and loopback.
+//! The PHY behind MDIC (sections 11.1 and 13.4.7.1): its registers, and a link partner at the other end of the cable.
 //!
-//! Autonegotiation is over as soon as it starts. The partner offers every speed, full duplex, and no pause.
+//! The partner offers every speed, full and half duplex but at 1000 Mb/s, and symmetric pause. Autonegotiation is over as
+//! soon as it begins, so that the link is away for a moment only. It begins after a reset, when software restarts it or
+//! powers the PHY up, and when the link is lost or a cable found; what Control selects and the advertisements offer takes
+//! effect then and not before.
 
 use pci::LoadError;
 
 use super::{
-    spec::phy::{self, Control, SpecificStatus, Status},
+    Chip,
+    spec::phy::{
+        self, Ability, Control, GigabitControl, GigabitStatus, Interrupts, Register,
+        SpecificStatus, Status,
+    },
     state,
 };
 
 const REGISTERS: usize = 32;
 
-/// What software can change in each register; the others are read-only.
-const WRITABLE: [(u8, u16); 10] = [
-    (phy::CONTROL, 0x7fc0),
-    (phy::ADVERTISEMENT, 0xffff),
-    (phy::NEXT_PAGE, 0xffff),
-    (phy::GIGABIT_CONTROL, 0xff00),
-    (phy::SPECIFIC_CONTROL, 0xffff),
-    (phy::INTERRUPT_ENABLE, 0xffff),
-    (phy::EXTENDED_SPECIFIC_CONTROL, 0xffff),
-    (phy::LED_CONTROL, 0xffff),
-    (phy::PAGE, 0xffff),
-    (phy::PAGE_DATA, 0xffff),
-];
+/// What the partner offers: all of 10 and 100 Mb/s, symmetric pause, and 1000 Mb/s on a next page.
+const PARTNER: Ability = Ability::new()
+    .with_selector(1)
+    .with_half_duplex_10(true)
+    .with_full_duplex_10(true)
+    .with_half_duplex_100(true)
+    .with_full_duplex_100(true)
+    .with_pause(true)
+    .with_acknowledge(true)
+    .with_next_page(true);
+/// Expansion: both sides negotiate, know next pages, and have exchanged one.
+const EXPANSION: u16 = 0x000f;
 
-/// Values after a reset, where not zero.
-const POWER_ON: [(u8, u16); 10] = [
-    (phy::CONTROL, 0x1140),
-    (phy::ID1, phy::ID[0]),
-    (phy::ID2, phy::ID[1]),
-    (phy::ADVERTISEMENT, 0x0de1),
-    (phy::NEXT_PAGE, 0x2001),
-    (phy::GIGABIT_CONTROL, 0x0e00),
-    (phy::EXTENDED_STATUS, 0x3000),
-    (phy::SPECIFIC_CONTROL, 0x0068),
-    (phy::EXTENDED_SPECIFIC_CONTROL, 0x0d60),
-    (phy::LED_CONTROL, 0x4100),
-];
-
-/// Partner ability: acknowledged, all of 10 and 100 Mb/s, IEEE 802.3.
-const PARTNER: u16 = 0x41e1;
-/// Expansion: the partner negotiates, a page was received.
-const PARTNER_NEGOTIATES: u16 = 0x0003;
-/// 1000BASE-T status: local and remote receivers fine, the partner does full duplex.
-const PARTNER_GIGABIT: u16 = 0x3800;
-
-/// What software can change in a register.
-fn writable(register: u8) -> u16 {
-    WRITABLE
+fn declared(number: u8) -> Option<&'static Register> {
+    phy::REGISTERS
         .iter()
-        .find(|(writable, _)| *writable == register)
-        .map_or(0, |(_, bits)| *bits)
+        .find(|register| register.number == number)
+}
+
+/// What both sides agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mode {
+    /// As CTRL.SPEED.
+    speed: u8,
+    full_duplex: bool,
+}
+
+/// What one can see from outside, before and after something happens.
+#[derive(Clone, Copy)]
+struct Seen {
+    link: bool,
+    mode: Option<Mode>,
 }
 
 /// The PHY.
 #[derive(Debug)]
 pub(super) struct Phy {
     registers: [u16; REGISTERS],
+    /// The registers behind the window, by what is written to its selector.
+    window: [u16; REGISTERS],
+    /// Control and the advertisements as they were when the PHY last began.
+    applied: Control,
+    advertised: Ability,
+    advertised_gigabit: GigabitControl,
     /// The link was lost since Status was read: its bit latches low.
     link_lost: bool,
+    /// A page came since PHY Specific Status was read: its bit latches high.
+    page_received: bool,
     /// There is a cable with the partner at its other end.
     cable: bool,
+    /// Its reset pin is asserted.
+    held: bool,
+    /// Which PHY it is, as in its second identifier.
+    id2: u16,
+    extended_control: u16,
 }
 
 impl Phy {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(chip: Chip) -> Self {
+        // The 82543GC has Marvell's 88E1000 beside it, the others a later one inside, which knows downshift.
+        let (id2, extended_control) = match chip {
+            Chip::I82543gc => (0x0c50, 0x0060),
+            Chip::I82540em | Chip::I82545em => (0x0c20, 0x0d60),
+        };
         let mut phy = Self {
             registers: [0; REGISTERS],
+            window: [0; REGISTERS],
+            applied: Control::new(),
+            advertised: Ability::new(),
+            advertised_gigabit: GigabitControl::new(),
             link_lost: false,
+            page_received: false,
             cable: true,
+            held: false,
+            id2,
+            extended_control,
         };
-        phy.reset();
+        phy.power_on();
         phy
     }
 
-    /// Power-on, CTRL.PHY_RST and the reset bit of Control.
-    pub(super) fn reset(&mut self) {
+    /// As after power-on; a cable that is in stays in.
+    pub(super) fn power_on(&mut self) {
         let Self {
             registers,
+            window,
+            applied: _,
+            advertised: _,
+            advertised_gigabit: _,
             link_lost,
+            page_received,
             cable: _,
+            held,
+            id2,
+            extended_control,
         } = self;
         *registers = [0; REGISTERS];
+        for register in phy::REGISTERS {
+            registers[usize::from(register.number)] = register.power_on;
+        }
+        registers[usize::from(phy::ID2)] = *id2;
+        registers[usize::from(phy::EXTENDED_SPECIFIC_CONTROL)] = *extended_control;
+        *window = [0; REGISTERS];
         *link_lost = false;
-        for (register, value) in POWER_ON {
-            registers[usize::from(register)] = value;
-        }
+        *page_received = false;
+        *held = false;
+        self.begin();
     }
 
-    pub(super) fn save(&self) -> state::Phy {
-        let Self {
-            registers,
-            link_lost,
-            cable,
-        } = self;
-        state::Phy {
-            registers: registers.to_vec(),
-            link_lost: *link_lost,
-            cable: *cable,
+    /// Asserts its reset pin, or lets it go. Returns whether the link went away, if only for a moment.
+    pub(super) fn hold(&mut self, held: bool) -> bool {
+        if held == self.held {
+            return false;
         }
+        let before = self.seen();
+        if held {
+            self.power_on();
+        }
+        self.held = held;
+        self.settle(before, !held)
     }
 
-    pub(super) fn restore(saved: &state::Phy) -> Result<Self, LoadError> {
-        let state::Phy {
-            registers,
-            link_lost,
-            cable,
-        } = saved;
-        let Ok(registers) = registers.as_slice().try_into() else {
-            let problem = format!("are {}, not {REGISTERS}", registers.len());
-            return Err(LoadError::new("registers", problem));
-        };
-        let power_on = Self::new();
-        for (register, (now, then)) in std::iter::zip(registers, power_on.registers).enumerate() {
-            let value: u16 = now;
-            if (value ^ then) & !writable(register as u8) != 0 {
-                let problem = format!("can't be {value:#06x}");
-                return Err(LoadError::new(format!("registers[{register}]"), problem));
-            }
-        }
-        Ok(Self {
-            registers,
-            link_lost: *link_lost,
-            cable: *cable,
-        })
+    fn get(&self, register: u8) -> u16 {
+        self.registers[usize::from(register)]
     }
 
     fn control(&self) -> Control {
-        Control::from_bits(self.registers[usize::from(phy::CONTROL)])
+        Control::from_bits(self.get(phy::CONTROL))
+    }
+
+    /// What Control and the advertisements say from now on.
+    fn begin(&mut self) {
+        self.applied = Control::from_bits(self.get(phy::CONTROL) & phy::CONTROL_LATCHED);
+        self.advertised = Ability::from_bits(self.get(phy::ADVERTISEMENT));
+        self.advertised_gigabit = GigabitControl::from_bits(self.get(phy::GIGABIT_CONTROL));
+    }
+
+    /// Whether it negotiates: 1000 Mb/s can't be had without.
+    fn negotiates(&self) -> bool {
+        self.applied.autonegotiation() || self.applied.speed() >= 2
+    }
+
+    /// The best mode that both sides have, IEEE 802.3 annex 28B.3; or what was selected, which the partner finds out.
+    fn mode(&self) -> Option<Mode> {
+        let mode = |speed, full_duplex| Some(Mode { speed, full_duplex });
+        let offer = self.advertised;
+        match self.applied {
+            forced if !forced.autonegotiation() && forced.speed() < 2 => {
+                mode(forced.speed(), forced.full_duplex())
+            }
+            // The partner has no half duplex at 1000 Mb/s.
+            forced if !forced.autonegotiation() => mode(2, true).filter(|_| forced.full_duplex()),
+            _ if self.advertised_gigabit.full_duplex() => mode(2, true),
+            _ if offer.full_duplex_100() => mode(1, true),
+            _ if offer.half_duplex_100() => mode(1, false),
+            _ if offer.full_duplex_10() => mode(0, true),
+            _ if offer.half_duplex_10() => mode(0, false),
+            _ => None,
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            link: self.link(),
+            mode: self.mode(),
+        }
+    }
+
+    /// Something happened, after which the PHY begins anew or not. Returns whether the link went away, if only for a
+    /// moment.
+    fn settle(&mut self, before: Seen, anew: bool) -> bool {
+        if anew || before.link && !self.link() {
+            self.begin();
+        }
+        let now = self.seen();
+        let interrupted = before.link && (anew || !now.link);
+        let found = now.link && (anew || !before.link);
+        let negotiated = found && self.negotiates();
+        self.link_lost |= interrupted;
+        self.page_received |= negotiated;
+        let events = Interrupts::new()
+            .with_link_changed(interrupted || found)
+            .with_autonegotiation_completed(negotiated)
+            .with_page_received(negotiated)
+            .with_duplex_changed(
+                now.mode.map(|mode| mode.full_duplex) != before.mode.map(|mode| mode.full_duplex),
+            )
+            .with_speed_changed(
+                now.mode.map(|mode| mode.speed) != before.mode.map(|mode| mode.speed),
+            )
+            .with_autonegotiation_error(anew && now.mode.is_none());
+        self.registers[usize::from(phy::INTERRUPT_STATUS)] |= events.into_bits();
+        interrupted
+    }
+
+    /// Whether it asserts its interrupt: something happened that software wants to hear of, and has not read.
+    pub(super) fn interrupt(&self) -> bool {
+        self.get(phy::INTERRUPT_STATUS) & self.get(phy::INTERRUPT_ENABLE) != 0
     }
 
     /// Whether there is a link to the partner.
     pub(super) fn link(&self) -> bool {
         let control = self.control();
-        self.cable && !control.power_down() && !control.isolate() && !control.loopback()
+        let is_off = self.held || control.power_down() || control.isolate() || control.loopback();
+        self.cable && !is_off && self.mode().is_some()
+    }
+
+    /// Whether what is sent comes back.
+    pub(super) fn loopback(&self) -> bool {
+        self.control().loopback() && !self.control().power_down() && !self.held
+    }
+
+    /// The speed, as in CTRL.SPEED: what was negotiated, or set.
+    pub(super) fn speed(&self) -> u8 {
+        self.mode().map_or(0, |mode| mode.speed)
+    }
+
+    /// Whether the link is full duplex.
+    pub(super) fn full_duplex(&self) -> bool {
+        self.mode().is_some_and(|mode| mode.full_duplex)
     }
 
     /// Whether there is a cable.
@@ -144,50 +247,25 @@ impl Phy {
 
     /// Plugs the cable in, or pulls it.
     pub(super) fn set_cable(&mut self, cable: bool) {
-        let had_link = self.link();
+        let before = self.seen();
+        let found = cable && !self.cable;
         self.cable = cable;
-        self.link_lost |= had_link && !self.link();
+        self.settle(before, found);
     }
 
-    /// Whether what is sent comes back.
-    pub(super) fn loopback(&self) -> bool {
-        self.control().loopback() && !self.control().power_down()
-    }
-
-    /// The speed, as in CTRL.SPEED: what was negotiated, or set.
-    pub(super) fn speed(&self) -> u8 {
-        let control = self.control();
-        if control.autonegotiation() {
-            let gigabit = self.registers[usize::from(phy::GIGABIT_CONTROL)] & 0x0200 != 0;
-            let fast = self.registers[usize::from(phy::ADVERTISEMENT)] & 0x0180 != 0;
-            if gigabit { 2 } else { u8::from(fast) }
-        } else {
-            u8::from(control.speed_msb()) << 1 | u8::from(control.speed_lsb())
-        }
-    }
-
-    /// Whether the link is full duplex.
-    pub(super) fn full_duplex(&self) -> bool {
-        let control = self.control();
-        if !control.autonegotiation() {
-            return control.full_duplex();
-        }
-        let advertised = self.registers[usize::from(phy::ADVERTISEMENT)];
-        match self.speed() {
-            2 => true,
-            1 => advertised & 0x0100 != 0,
-            _ => advertised & 0x0040 != 0,
-        }
+    /// Whether a PHY at this address answers at all.
+    pub(super) fn answers(&self, address: u8) -> bool {
+        address == phy::ADDRESS && !self.held
     }
 
     /// Reads a register.
     pub(super) fn read(&mut self, register: u8) -> u16 {
         let link = self.link();
-        let negotiated = link && self.control().autonegotiation();
+        let negotiated = link && self.negotiates();
         match register {
             phy::STATUS => Status::new()
                 .with_extended_capability(true)
-                .with_link(link && !std::mem::take(&mut self.link_lost))
+                .with_link(!std::mem::take(&mut self.link_lost) && link)
                 .with_autonegotiation_able(true)
                 .with_autonegotiation_complete(negotiated)
                 .with_preamble_suppression(true)
@@ -197,18 +275,36 @@ impl Phy {
                 .with_half_duplex_100(true)
                 .with_full_duplex_100(true)
                 .into_bits(),
-            phy::PARTNER_ABILITY if negotiated => PARTNER,
-            phy::EXPANSION if negotiated => PARTNER_NEGOTIATES,
-            phy::GIGABIT_STATUS if negotiated => PARTNER_GIGABIT,
-            phy::SPECIFIC_STATUS => SpecificStatus::new()
-                .with_link(link)
-                .with_resolved(link)
-                .with_full_duplex(self.full_duplex())
-                .with_speed(self.speed())
-                .into_bits(),
+            phy::PARTNER_ABILITY if negotiated => PARTNER.into_bits(),
+            phy::EXPANSION if negotiated => EXPANSION,
+            phy::GIGABIT_STATUS if negotiated => {
+                let gigabit = self.speed() == 2;
+                let offer = self.advertised_gigabit;
+                GigabitStatus::new()
+                    .with_partner_full_duplex(true)
+                    .with_remote_receiver(gigabit)
+                    .with_local_receiver(gigabit)
+                    // The partner is a switch: it has many ports, and is the master unless it is told otherwise.
+                    .with_master(gigabit && offer.manual_master() && offer.master())
+                    .into_bits()
+            }
+            phy::SPECIFIC_STATUS => {
+                // Annex 28B.2: symmetric pause is all that the partner has.
+                let pause = negotiated && self.full_duplex() && self.advertised.pause();
+                SpecificStatus::new()
+                    .with_receive_pause(pause)
+                    .with_transmit_pause(pause)
+                    .with_link(link)
+                    .with_resolved(link)
+                    .with_page_received(std::mem::take(&mut self.page_received))
+                    .with_full_duplex(self.full_duplex())
+                    .with_speed(self.speed())
+                    .into_bits()
+            }
             phy::INTERRUPT_STATUS => {
                 std::mem::take(&mut self.registers[usize::from(phy::INTERRUPT_STATUS)])
             }
+            phy::WINDOW => self.window[self.selected()],
             _ => self
                 .registers
                 .get(usize::from(register))
@@ -217,27 +313,126 @@ impl Phy {
         }
     }
 
+    fn selected(&self) -> usize {
+        usize::from(self.get(phy::WINDOW_SELECT)) % REGISTERS
+    }
+
     /// Writes a register. Returns whether the link went away, if only for a moment.
     pub(super) fn write(&mut self, register: u8, value: u16) -> bool {
-        let had_link = self.link();
-        let writable = writable(register);
-        if let Some(now) = self.registers.get_mut(usize::from(register)) {
-            *now = *now & !writable | value & writable;
+        let before = self.seen();
+        let control = self.control();
+        if register == phy::WINDOW {
+            self.window[self.selected()] = value;
         }
-        let mut interrupted = had_link && !self.link();
-        if register == phy::CONTROL {
-            let asked = Control::from_bits(value);
-            if asked.reset() {
-                // A software reset keeps what was configured (Marvell's manual) and negotiates anew.
-                interrupted |= had_link;
-            }
-            if asked.restart_autonegotiation() && self.control().autonegotiation() {
-                interrupted |= had_link;
-            }
-            let kept = self.control().with_restart_autonegotiation(false);
-            self.registers[usize::from(phy::CONTROL)] = kept.into_bits();
+        let Some(declared) = declared(register) else {
+            return false;
+        };
+        let now = &mut self.registers[usize::from(register)];
+        *now = *now & !declared.writable | value & declared.writable;
+        if register != phy::CONTROL {
+            return false;
         }
-        self.link_lost |= interrupted;
-        interrupted
+        let asked = Control::from_bits(value);
+        if asked.reset() {
+            self.reset();
+        }
+        let powered_up = control.power_down() && !self.control().power_down();
+        let anew = asked.reset() || asked.restart_autonegotiation() || powered_up;
+        self.settle(before, anew)
+    }
+
+    /// A reset by software, which keeps what was configured.
+    fn reset(&mut self) {
+        for register in phy::REGISTERS {
+            let now = &mut self.registers[usize::from(register.number)];
+            *now = *now & !register.reset | register.power_on & register.reset;
+        }
+        self.window = [0; REGISTERS];
+        self.page_received = false;
+    }
+
+    pub(super) fn save(&self) -> state::Phy {
+        let Self {
+            registers,
+            window,
+            applied,
+            advertised,
+            advertised_gigabit,
+            link_lost,
+            page_received,
+            cable,
+            held,
+            // The host's.
+            id2: _,
+            extended_control: _,
+        } = self;
+        state::Phy {
+            registers: registers.to_vec(),
+            window: window.to_vec(),
+            applied: applied.into_bits(),
+            advertised: advertised.into_bits(),
+            advertised_gigabit: advertised_gigabit.into_bits(),
+            link_lost: *link_lost,
+            page_received: *page_received,
+            cable: *cable,
+            held: *held,
+        }
+    }
+
+    /// The PHY of this chip with a saved state.
+    pub(super) fn restore(chip: Chip, saved: &state::Phy) -> Result<Self, LoadError> {
+        let state::Phy {
+            registers,
+            window,
+            applied,
+            advertised,
+            advertised_gigabit,
+            link_lost,
+            page_received,
+            cable,
+            held,
+        } = saved;
+        let all = |name, values: &[u16]| {
+            <[u16; REGISTERS]>::try_from(values)
+                .map_err(|_| LoadError::new(name, format!("are {}, not {REGISTERS}", values.len())))
+        };
+        let power_on = Self::new(chip);
+        let can_be = |number: u8, value: u16| {
+            let writable = declared(number).map_or(0, |register| register.writable);
+            let driven = match number {
+                phy::INTERRUPT_STATUS => phy::INTERRUPTS_USED,
+                _ => 0,
+            };
+            (value ^ power_on.get(number)) & !(writable | driven) == 0
+        };
+        let error =
+            |name: &str, value: u16| Err(LoadError::new(name, format!("can't be {value:#06x}")));
+        let registers = all("registers", registers)?;
+        for (number, value) in (0..).zip(registers) {
+            if !can_be(number, value) {
+                return error(&format!("registers[{number}]"), value);
+            }
+        }
+        if applied & !phy::CONTROL_LATCHED != 0 {
+            return error("applied", *applied);
+        }
+        if !can_be(phy::ADVERTISEMENT, *advertised) {
+            return error("advertised", *advertised);
+        }
+        if !can_be(phy::GIGABIT_CONTROL, *advertised_gigabit) {
+            return error("advertised_gigabit", *advertised_gigabit);
+        }
+        Ok(Self {
+            registers,
+            window: all("window", window)?,
+            applied: Control::from_bits(*applied),
+            advertised: Ability::from_bits(*advertised),
+            advertised_gigabit: GigabitControl::from_bits(*advertised_gigabit),
+            link_lost: *link_lost,
+            page_received: *page_received,
+            cable: *cable,
+            held: *held,
+            ..power_on
+        })
     }
 }

@@ -20,6 +20,7 @@ pub(super) struct Controller {
     pub(super) packet_buffer: Option<Bytes>,
     pub(super) eeprom: Eeprom,
     pub(super) phy: Phy,
+    pub(super) mdio: Mdio,
     pub(super) transmitter: Transmitter,
     pub(super) receiver: Receiver,
     pub(super) flow: Flow,
@@ -45,9 +46,29 @@ pub(super) struct Eeprom {
 #[serde(deny_unknown_fields)]
 pub(super) struct Phy {
     pub(super) registers: Vec<u16>,
+    /// Those that are reached by two of the others.
+    pub(super) window: Vec<u16>,
+    /// What took effect of Control and of the advertisements when the PHY last began.
+    pub(super) applied: u16,
+    pub(super) advertised: u16,
+    pub(super) advertised_gigabit: u16,
     pub(super) link_lost: bool,
+    pub(super) page_received: bool,
     /// There was a cable: where the state is loaded, another one may be plugged in or not.
     pub(super) cable: bool,
+    /// It is in reset.
+    pub(super) held: bool,
+}
+
+/// The 82543GC's management interface within a frame.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Mdio {
+    pub(super) clock: bool,
+    /// Bits of the frame so far.
+    pub(super) taken: u32,
+    pub(super) frame: u32,
+    pub(super) answer: Option<u16>,
 }
 
 /// The transmitter between descriptors.

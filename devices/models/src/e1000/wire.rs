@@ -8,7 +8,10 @@ use super::{
     flow::Flow,
     interrupt::Events,
     rx::Receiver,
-    spec::{self, bits::Rctl},
+    spec::{
+        self,
+        bits::{Rctl, Status},
+    },
     statistics::{Cast, FCS_BYTES, Sent},
 };
 
@@ -63,8 +66,13 @@ impl From<Full> for Pause {
 impl Controller {
     /// Where frames go.
     pub(super) fn path(&self) -> Path {
+        let status = Status::from_bits(self.regs.get(spec::STATUS));
         if self.phy.loopback() || Rctl::from_bits(self.regs.get(spec::RCTL)).loopback() == 1 {
-            Path::Loopback
+            // Section 15.1.3: only in full duplex.
+            match status.full_duplex() {
+                true => Path::Loopback,
+                false => Path::Nowhere,
+            }
         } else if self.link_up() {
             Path::Backend
         } else {

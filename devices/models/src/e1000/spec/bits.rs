@@ -31,8 +31,9 @@ pub(in crate::e1000) struct Ctrl {
     /// SDP0_IODIR and SDP1_IODIR: which are outputs.
     #[bits(2)]
     pub pin_outputs: u8,
-    #[bits(2)]
-    __: u8,
+    /// Of the 82543GC: SWDPIO2 and SWDPIO3, which make the two bits before [`Ctrl::pin_outputs`] the PHY's data and clock.
+    pub mdio_output: bool,
+    pub mdc_output: bool,
     /// RST: self-clearing.
     pub reset: bool,
     /// RFCE: PAUSE frames are obeyed.
@@ -112,15 +113,18 @@ pub(in crate::e1000) struct CtrlExt {
     __: bool,
     /// PHYINT_EN (GPI_EN bit 1): the PHY's interrupt is a cause in ICR.
     pub phy_interrupt_enable: bool,
-    #[bits(3)]
+    #[bits(2)]
     __: u8,
+    /// SDP4_DATA of the 82543GC: the PHY's reset pin, which is active low.
+    pub phy_reset_pin: bool,
     /// PHYINT: the level of the PHY's interrupt.
     pub phy_interrupt: bool,
     /// SDP6_DATA and SDP7_DATA.
     #[bits(2)]
     pub pins: u8,
-    #[bits(2)]
-    __: u8,
+    /// SDP4_IODIR of the 82543GC; reserved, and one, in the others.
+    pub phy_reset_output: bool,
+    __: bool,
     /// SDP6_IODIR and SDP7_IODIR: which are outputs.
     #[bits(2)]
     pub pin_outputs: u8,
@@ -199,7 +203,11 @@ pub(in crate::e1000) struct Causes {
     __: bool,
     /// MDAC.
     pub mdio_complete: bool,
-    #[bits(5)]
+    #[bits(2)]
+    __: u8,
+    /// PHYINT.
+    pub phy: bool,
+    #[bits(2)]
     __: u8,
     /// TXD_LOW.
     pub transmit_low: bool,

@@ -59,12 +59,13 @@ const fn statistic(offset: u32) -> Reg {
 pci::registers! {
     pub(in crate::e1000) static REGS;
 
-    // Device control and status, 13.4.1 to 13.4.7. LRST and LINK_MODE are not for this controller.
-    CTRL = Reg::at(0x0000).aliases(&[0x0004]).power_on(0x0000_0a01).writable(0x58fc_1be1);
+    // Device control and status, 13.4.1 to 13.4.7. LRST and LINK_MODE are not for this controller; CTRL's bits 24 and 25
+    // and CTRL_EXT's bit 4 are the 82543GC's only.
+    CTRL = Reg::at(0x0000).aliases(&[0x0004]).power_on(0x0000_0a01).writable(0xdbfc_1be1);
     STATUS = Reg::at(0x0008).power_on(0x0800).driven(0x03d3);
     EECD = Reg::at(0x0010).power_on(0x0000_0110).writable(0x77).driven(0x88);
     EERD = Reg::at(0x0014).driven(0xffff_ff11);
-    CTRL_EXT = Reg::at(0x0018).power_on(0x0000_0100).writable(0x0001_cfcf).driven(0x0000_0020);
+    CTRL_EXT = Reg::at(0x0018).power_on(0x0000_0100).writable(0x0001_cfdf).driven(0x0000_0020);
     MDIC = Reg::at(0x0020).driven(MDIC_USED);
 
     // Flow control, VLAN type, LEDs and packet buffer, 13.4.8 to 13.4.16. The 82540EM has no use for TXCW, but Linux's

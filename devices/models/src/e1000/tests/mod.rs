@@ -5,6 +5,7 @@ mod eeprom;
 mod filters;
 mod flow;
 mod hostile;
+mod mdio;
 mod phy;
 mod readme;
 mod receive;
