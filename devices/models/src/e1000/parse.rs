@@ -46,6 +46,15 @@ mod protocol {
 pub(super) struct Verdict {
     pub(super) status: ReceiveStatus,
     pub(super) errors: ReceiveErrors,
+    summed: Option<Summed>,
+}
+
+/// What was added up of a frame, so that it need not be again.
+#[derive(Clone, Copy, Debug)]
+struct Summed {
+    start: usize,
+    end: usize,
+    sum: u16,
 }
 
 /// Judges frames as RXCSUM asks for.
@@ -65,10 +74,25 @@ impl Parser {
     }
 
     /// The sum of everything stored from RXCSUM.PCSS on, which software may correct to what it needs (section 13.4.47).
-    pub(super) fn packet_checksum(&self, stored: &[u8]) -> u16 {
-        stored
-            .get(usize::from(self.rxcsum.packet_start())..)
-            .map_or(0, checksum::sum)
+    /// `verdict` is about the same bytes.
+    pub(super) fn packet_checksum(&self, stored: &[u8], verdict: &Verdict) -> u16 {
+        let first = usize::from(self.rxcsum.packet_start());
+        let Some(covered) = stored.get(first..) else {
+            return 0;
+        };
+        let Some(Summed { start, end, sum }) = verdict.summed else {
+            return checksum::sum(covered);
+        };
+        let (Some(before), Some(after)) = (stored.get(first..start), stored.get(end..)) else {
+            return checksum::sum(covered);
+        };
+        // Words that begin at an odd byte have their bytes in the other order.
+        let place = |at: usize, sum: u16| match (at - first) % 2 {
+            0 => sum,
+            _ => sum.swap_bytes(),
+        };
+        let sum = checksum::add(checksum::sum(before), place(start, sum));
+        checksum::add(sum, place(end, checksum::sum(after)))
     }
 
     /// `is_right`: somebody vouches for the TCP or UDP checksum.
@@ -92,9 +116,18 @@ impl Parser {
             _ => return None,
         };
         if self.rxcsum.tcp_udp() {
-            let wrong = !is_right && transport.sum() != RIGHT;
             verdict.status.set_tcp_checked(true);
-            verdict.errors.set_tcp(wrong);
+            if !is_right {
+                let sum = checksum::sum(transport.data);
+                let wrong = checksum::add(transport.pseudo_header(), sum) != RIGHT;
+                verdict.errors.set_tcp(wrong);
+                let start = transport.data.as_ptr().addr() - frame.as_ptr().addr();
+                verdict.summed = Some(Summed {
+                    start,
+                    end: start + transport.data.len(),
+                    sum,
+                });
+            }
         }
         Some(())
     }
@@ -184,10 +217,10 @@ impl<'a> Transport<'a> {
         })
     }
 
-    fn sum(&self) -> u16 {
-        let pseudo = checksum::add(self.protocol.into(), self.data.len() as u16);
-        let pseudo = checksum::add(pseudo, checksum::sum(self.addresses));
-        checksum::add(pseudo, checksum::sum(self.data))
+    /// The sum of what a checksum covers beside the packet.
+    fn pseudo_header(&self) -> u16 {
+        let sum = checksum::add(self.protocol.into(), self.data.len() as u16);
+        checksum::add(sum, checksum::sum(self.addresses))
     }
 }
 

@@ -231,7 +231,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
         Packet {
             stored: 0,
             report: Report {
-                checksum: self.parser.packet_checksum(&frame[at.clone()]),
+                checksum: self.parser.packet_checksum(&frame[at.clone()], &verdict),
                 status: verdict.status.with_vlan(tag.is_some()),
                 errors: verdict.errors,
                 special: tag.unwrap_or(0),

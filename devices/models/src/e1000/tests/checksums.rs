@@ -260,3 +260,23 @@ fn the_first_descriptor_has_the_packet_checksum() {
     let expected = !internet_checksum(&frame[14..]);
     assert_eq!(driver.received(0).checksum, expected);
 }
+
+#[test]
+fn the_packet_checksum_is_the_same_whether_or_not_others_are_judged() {
+    for extra in 0..4 {
+        let mut packet = ipv4_frame(17, &[0x5a; 71][..68 + extra]);
+        packet.extend(&[0xc3; 5][..extra]);
+        for start in 0..120u32 {
+            let mut driver = receiver(start);
+            driver.arrive(&packet);
+            driver.write(RXCSUM, start | ALL);
+            driver.arrive(&packet);
+            let (plain, judged) = (driver.received(0), driver.received(1));
+            assert_eq!(judged.status & TCPCS, TCPCS);
+            let expected =
+                !internet_checksum(&plain.data[start.min(plain.data.len() as u32) as usize..]);
+            assert_eq!(plain.checksum, expected, "{extra}, from {start} on");
+            assert_eq!(judged.checksum, expected, "{extra}, from {start} on");
+        }
+    }
+}
