@@ -208,7 +208,7 @@ enum Due {
 
 impl Controller {
     /// Whether it matters that a frame waits for descriptors.
-    pub(super) fn holds_partner_back(&self) -> bool {
+    fn holds_partner_back(&self) -> bool {
         let high = Fcrth::from_bits(self.regs.get(spec::FCRTH)).threshold();
         self.sends_pauses() && high > 0
     }
@@ -283,7 +283,6 @@ impl Controller {
                 if self.backend.send(&frame, Offload::None).is_err() {
                     return false;
                 }
-                self.backend.flush();
             }
             Path::Loopback => {
                 let Self {

@@ -21,9 +21,10 @@ impl Random {
 }
 
 /// Registers that matter, to be hit more often than others.
-const KEY: [u64; 24] = [
+const KEY: [u64; 31] = [
     CTRL, 0x10, 0x14, 0x18, 0x20, ICR, 0xc8, IMS, IMC, RCTL, TCTL, RDBAL, 0x2804, RDLEN, RDH, RDT,
-    TDBAL, 0x3804, TDLEN, TDH, TDT, 0x5000, 0x3828, 0x38,
+    TDBAL, 0x3804, TDLEN, TDH, TDT, 0x5000, 0x3828, 0x38, 0x28, 0x2c, 0x30, 0x170, 0x2160, 0x2168,
+    0x3820,
 ];
 
 /// Where memory holds descriptors that are nonsense in a plausible way; junk lies below.
@@ -103,9 +104,9 @@ fn nonsense(backend: Box<dyn net::Backend>, seed: u64) {
             let word = match offset {
                 TDBAL | RDBAL => PLAUSIBLE + random.below(PLAUSIBLE),
                 0x2804 | 0x3804 => u64::from(random.below(8) == 0) * random.next(),
-                TCTL => 0xa,
+                TCTL => 0xa | random.below(2) << 22,
                 // No software reset most of the time, so that something happens in between.
-                CTRL if random.below(8) > 0 => 0x4000_0041,
+                CTRL if random.below(8) > 0 => 0x4000_0041 | random.below(4) << 27,
                 CTRL => 0x4400_0041,
                 _ => random.next() >> random.below(32),
             };
