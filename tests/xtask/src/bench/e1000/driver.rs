@@ -31,20 +31,16 @@ use super::{
     memory::Memory,
 };
 
-const MEMORY_BYTES: NonZeroUsize = NonZeroUsize::new(4 << 20).expect("not zero");
+const MEMORY_BYTES: NonZeroUsize = NonZeroUsize::new(16 << 20).expect("not zero");
 const TX_RING: u64 = 0;
 const RX_RING: u64 = 0x1_0000;
 const TX_DATA: u64 = 0x10_0000;
-const RX_DATA: u64 = 0x20_0000;
+const RX_DATA: u64 = 0x40_0000;
 const BUFFER_BYTES: u64 = 2048;
 const DESCRIPTOR_BYTES: u64 = 16;
-/// Receive descriptors, as many as Linux's driver has unless told otherwise.
-const RING: u64 = 256;
-/// Transmit descriptors: room for many doorbells, because a read of ICR waits until the device has done what came before.
-const TX_RING_COUNT: u64 = 1024;
 /// Where what is sent lies, in turn.
 const TX_BUFFERS: u64 = 256;
-/// As many as 64 of its largest packets take.
+/// Transmit descriptors for large packets: what 64 of them take, and more.
 const RING_OF_SEGMENTS: u64 = 2048;
 /// How much of a large packet one descriptor has: a guest's page.
 const PAGE_BYTES: u64 = 4096;
@@ -115,6 +111,8 @@ pub(super) struct Driver {
     pub(super) lost_interrupts: u64,
     /// A read of ICR, and the end of the interrupt.
     acknowledgement: Vec<u8>,
+    /// Descriptors of each ring.
+    ring: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +133,7 @@ pub(super) trait Source {
 
 impl Driver {
     /// Connects as soon as somebody listens, and sets up what no reset undoes.
-    pub(super) fn connect(path: &Path) -> Result<Self> {
+    pub(super) fn connect(path: &Path, ring: u64) -> Result<Self> {
         let stream = wait_for("the server's socket", CONNECT_LIMIT, || {
             Ok(UnixStream::connect(path).ok())
         })?;
@@ -172,6 +170,7 @@ impl Driver {
             interrupts: 0,
             lost_interrupts: 0,
             acknowledgement,
+            ring,
         })
     }
 
@@ -225,7 +224,7 @@ impl Driver {
         begin: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.start_receiving()?;
-        source.grant(RING - 1);
+        source.grant(self.ring - 1);
         begin()?;
         let (mut received, mut kept) = (0, 0);
         let is_over = |source: &dyn Source, received| source.total() == Some(received);
@@ -244,14 +243,14 @@ impl Driver {
                     self.acknowledge()?;
                 }
                 while self.has_received(received) {
-                    let slot = received % RING;
+                    let slot = received % self.ring;
                     let at = RX_RING + slot * DESCRIPTOR_BYTES + 8;
                     self.memory.store(at, 0);
                     received += 1;
                     kept += 1;
                     if kept == doorbell {
                         // One descriptor stays ours, or head and tail would be equal.
-                        self.write(RDT, ((received + RING - 1) % RING) as u32)?;
+                        self.write(RDT, ((received + self.ring - 1) % self.ring) as u32)?;
                         source.grant(kept);
                         kept = 0;
                     }
@@ -291,16 +290,16 @@ impl Driver {
             self.wait_surely()?;
             waits.push(began.elapsed().as_nanos() as u64);
             self.memory
-                .store(RX_RING + number % RING * DESCRIPTOR_BYTES + 8, 0);
+                .store(RX_RING + number % self.ring * DESCRIPTOR_BYTES + 8, 0);
             self.acknowledge()?;
-            self.write(RDT, (number % RING) as u32)?;
+            self.write(RDT, (number % self.ring) as u32)?;
         }
         Ok(waits)
     }
 
     fn start_sending(&mut self, size: Size) -> Result<TransmitRing> {
         self.reset()?;
-        let ring = TransmitRing::new(&self.memory, size);
+        let ring = TransmitRing::new(&self.memory, size, self.ring);
         self.write(TDBAL, TX_RING as u32)?;
         self.write(TDLEN, (ring.count * DESCRIPTOR_BYTES) as u32)?;
         self.write(TCTL, TRANSMIT)?;
@@ -310,15 +309,15 @@ impl Driver {
 
     fn start_receiving(&mut self) -> Result<()> {
         self.reset()?;
-        for slot in 0..RING {
+        for slot in 0..self.ring {
             let at = RX_RING + slot * DESCRIPTOR_BYTES;
             self.memory.store(at, RX_DATA + slot * BUFFER_BYTES);
             self.memory.store(at + 8, 0);
         }
         self.write(RDBAL, RX_RING as u32)?;
-        self.write(RDLEN, (RING * DESCRIPTOR_BYTES) as u32)?;
+        self.write(RDLEN, (self.ring * DESCRIPTOR_BYTES) as u32)?;
         self.write(RXCSUM, VERIFY)?;
-        self.write(RDT, (RING - 1) as u32)?;
+        self.write(RDT, (self.ring - 1) as u32)?;
         self.write(IMS, RECEIVE_CAUSES)?;
         self.write(RCTL, RECEIVE)?;
         // The device has done all of this when it answers.
@@ -339,7 +338,7 @@ impl Driver {
     }
 
     fn has_received(&self, number: u64) -> bool {
-        let at = RX_RING + number % RING * DESCRIPTOR_BYTES + 8;
+        let at = RX_RING + number % self.ring * DESCRIPTOR_BYTES + 8;
         self.memory.load(at) & DONE != 0
     }
 
@@ -426,7 +425,7 @@ struct TransmitRing {
 }
 
 impl TransmitRing {
-    fn new(memory: &Memory, size: Size) -> Self {
+    fn new(memory: &Memory, size: Size, ring: u64) -> Self {
         let data = size.frame();
         let (count, per_packet) = match size {
             Size::Segments => {
@@ -438,7 +437,7 @@ impl TransmitRing {
                 for slot in 0..TX_BUFFERS {
                     memory.fill(TX_DATA + slot * BUFFER_BYTES, &data);
                 }
-                (TX_RING_COUNT, 1)
+                (ring, 1)
             }
         };
         Self {

@@ -56,6 +56,10 @@ pub(crate) struct E1000 {
     /// Only a doorbell every so many frames [default: 1, 16 and 64]
     #[arg(long, value_name = "FRAMES")]
     doorbell: Vec<u64>,
+    /// Descriptors of each ring, 256 to 4096 by eights. A read of ICR waits until the device has done what was announced
+    /// before, so that in a short ring it is often idle
+    #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = ring)]
+    ring: u64,
     /// Do not count system calls (strace is needed for it)
     #[arg(long)]
     skip_system_calls: bool,
@@ -73,6 +77,14 @@ pub(crate) struct E1000 {
     real_time: bool,
 }
 
+/// TDLEN and RDLEN count by eight descriptors; here 64 are announced at a time.
+fn ring(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(count) if (256..=4096).contains(&count) && count % 8 == 0 => Ok(count),
+        _ => Err("256 to 4096, a multiple of 8".to_owned()),
+    }
+}
+
 /// What was measured.
 struct Outcome {
     lines: Vec<Line>,
@@ -80,6 +92,7 @@ struct Outcome {
     skipped: Vec<String>,
     rounds: u16,
     real_time: bool,
+    ring: u64,
     /// Whether driver and server had a processor each.
     has_two_cores: bool,
 }
@@ -119,7 +132,11 @@ pub(super) fn run(options: &E1000) -> Result<()> {
     process::pin_self(processors.driver)?;
     let mut skipped = Vec::new();
     let mut lines = plan::plan(options);
-    let mut servers = Servers::start(&lines, folder.path(), processors.server, &mut skipped)?;
+    let place = servers::Place {
+        processor: processors.server,
+        ring: options.ring,
+    };
+    let mut servers = Servers::start(&lines, folder.path(), place, &mut skipped)?;
     lines.retain(|line| servers.has(line));
     let (started, mut rounds) = (Instant::now(), 0);
     for round in 0..options.rounds {
@@ -154,6 +171,7 @@ pub(super) fn run(options: &E1000) -> Result<()> {
         skipped,
         rounds,
         real_time: options.real_time,
+        ring: options.ring,
         has_two_cores: second.is_some(),
     };
     report::print(&outcome);

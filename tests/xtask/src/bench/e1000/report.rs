@@ -304,7 +304,10 @@ pub(super) fn print(outcome: &Outcome) {
     } else {
         "ordinary priority: other programs disturb"
     };
-    println!("\nmedians of {} rounds, {priority}", outcome.rounds);
+    println!(
+        "\nmedians of {} rounds, rings of {} descriptors, {priority}",
+        outcome.rounds, outcome.ring
+    );
     println!("{processors}");
     for reason in &outcome.skipped {
         println!("SKIPPED {reason}");
@@ -384,6 +387,7 @@ pub(super) fn json(outcome: &Outcome) -> Value {
     json!({
         "rounds": outcome.rounds,
         "real_time": outcome.real_time,
+        "ring": outcome.ring,
         "two_cores": outcome.has_two_cores,
         "lines": lines,
         "targets": targets.collect::<Vec<_>>(),
@@ -442,6 +446,7 @@ mod tests {
             skipped: Vec::new(),
             rounds: 1,
             real_time: true,
+            ring: 1024,
             has_two_cores: true,
         }
     }

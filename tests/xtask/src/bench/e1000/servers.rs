@@ -30,6 +30,13 @@ pub(super) struct Station {
     pub(super) giver: Option<Giver>,
 }
 
+/// Where servers run, and how many descriptors their drivers' rings have.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) processor: usize,
+    pub(super) ring: u64,
+}
+
 /// What a device is for: a TAP that is in a bridge would have its frames forwarded, and those that are sent are only
 /// to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +59,7 @@ impl Servers {
     pub(super) fn start(
         lines: &[Line],
         folder: &Path,
-        processor: usize,
+        place: Place,
         skipped: &mut Vec<String>,
     ) -> Result<Self> {
         let mut servers = Self {
@@ -62,20 +69,20 @@ impl Servers {
         };
         let needs_tap = |line: &Line| line.backend == Some(Backend::Tap) || line.work == Work::Tap;
         if lines.iter().any(needs_tap)
-            && let Err(error) = servers.start_taps(folder, processor)
+            && let Err(error) = servers.start_taps(folder, place)
         {
             skipped.push(format!("tap: {error:#}"));
         }
         if lines.iter().any(|line| role(line) == Some(Role::Null)) {
             let config = json!({"null": {}});
-            let station = station(&folder.join("null"), &config, processor)?;
+            let station = station(&folder.join("null"), &config, place)?;
             servers.stations.insert(Role::Null, station);
         }
         if lines.iter().any(|line| role(line) == Some(Role::Stream)) {
             let path = folder.join("peer.sock");
             let listener = UnixListener::bind(&path).context("listen for the device's stream")?;
             let config = json!({"stream": {"path": path, "mode": "connect"}});
-            let mut station = station(&folder.join("stream"), &config, processor)?;
+            let mut station = station(&folder.join("stream"), &config, place)?;
             let (taker, giver) = peer::accept(&listener)?;
             (station.taker, station.giver) = (Some(taker), Some(giver));
             servers.stations.insert(Role::Stream, station);
@@ -83,7 +90,7 @@ impl Servers {
         Ok(servers)
     }
 
-    fn start_taps(&mut self, folder: &Path, processor: usize) -> Result<()> {
+    fn start_taps(&mut self, folder: &Path, place: Place) -> Result<()> {
         let netns = Netns::new()?;
         let path = netns.path();
         self._netns = Some(netns);
@@ -100,9 +107,9 @@ impl Servers {
             netns.ip(&format!("link set {name} up"))?;
         }
         let config = json!({"tap": {"ifname": SENDING, "netns": path}});
-        let sending = station(&folder.join("tap"), &config, processor)?;
+        let sending = station(&folder.join("tap"), &config, place)?;
         let config = json!({"tap": {"ifname": RECEIVING, "netns": path, "bridge": BRIDGE}});
-        let mut receiving = station(&folder.join("tap-in"), &config, processor)?;
+        let mut receiving = station(&folder.join("tap-in"), &config, place)?;
         receiving.giver = Some(Giver::start(Outlet::Tap(outlet))?);
         self.raw_tap = Some(raw);
         self.stations.insert(Role::SendingTap, sending);
@@ -145,7 +152,7 @@ fn role(line: &Line) -> Option<Role> {
     })
 }
 
-fn station(socket: &Path, net: &Value, processor: usize) -> Result<Station> {
+fn station(socket: &Path, net: &Value, place: Place) -> Result<Station> {
     let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
     let config = json!({"mac": mac, "net": net}).to_string();
     let args = [
@@ -158,8 +165,8 @@ fn station(socket: &Path, net: &Value, processor: usize) -> Result<Station> {
     ]
     .map(str::to_owned);
     let process = Process::start(&args, socket.with_extension("log"))?;
-    process.pin(processor)?;
-    let driver = Driver::connect(socket).with_context(|| process.log())?;
+    process.pin(place.processor)?;
+    let driver = Driver::connect(socket, place.ring).with_context(|| process.log())?;
     Ok(Station {
         process,
         driver,
