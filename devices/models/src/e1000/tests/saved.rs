@@ -592,6 +592,32 @@ fn the_cable_is_that_of_the_host() {
     assert_eq!((back.read(STATUS) & 2, back.read(ICR)), (0, 4));
 }
 
+#[test]
+fn a_frame_that_is_half_stored_goes_on_elsewhere() {
+    // SECRC, buffers of 256 bytes; VME; IPOFLD and TUOFLD.
+    let mut driver = Driver::receiving(8, 0x0403_0000);
+    driver.set(CTRL, 0x4000_0000);
+    driver.write(0x5000, 0x300);
+    driver.write(RDT, 2);
+    let mut frame = ipv4_frame(6, &[7; 900]);
+    frame[60] ^= 1;
+    let mut tagged = frame.clone();
+    tagged.splice(12..12, [0x81, 0, 0, 9]);
+    driver.arrive(&tagged);
+    let mut there = moved(driver);
+    assert!(!there.wire.state().interest.receive);
+    // What decides on a frame was looked at when it came.
+    there.write(0x5000, 0);
+    there.write(CTRL, 0x40);
+    there.write(RDT, 7);
+    let parts: Vec<_> = (0..4).map(|index| there.received(index)).collect();
+    let data: Vec<u8> = parts.iter().flat_map(|part| part.data.clone()).collect();
+    assert_eq!(data, frame);
+    let last = &parts[3];
+    assert_eq!((last.status, last.errors, last.special), (0x6b, 0x20, 9));
+    assert_eq!((there.read(RDH), there.read(0x4074)), (4, 1));
+}
+
 /// A packet that waited for a backend that sums and cuts is finished here, for one that does not.
 #[test]
 fn a_backend_that_does_less_gets_the_same_frames() {
