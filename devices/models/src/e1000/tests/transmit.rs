@@ -902,3 +902,36 @@ fn a_null_descriptor_reports_its_status() {
     );
     assert!(driver.wire.sent().is_empty());
 }
+
+#[test]
+fn the_rings_address_has_64_bits() {
+    let mut driver = Driver::transmitting(8);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(0x3804, 1);
+    let frame = frame(MAC, 60);
+    driver.queue_data(&frame, LEGACY);
+    driver.ring();
+    assert!(driver.wire.sent().is_empty(), "nothing is there");
+    driver.write(0x3804, 0);
+    driver.guest.advance(Duration::from_millis(1));
+    driver.guest.run();
+    assert_eq!(driver.wire.sent(), [frame]);
+}
+
+#[test]
+fn the_longest_ring_wraps() {
+    let mut driver = Driver::transmitting(8);
+    // In memory where nothing else is: 1 MiB less 128 bytes.
+    let (ring, count) = (0x80_0000, 0xfff80 / 16);
+    driver.write(TDBAL, ring as u32);
+    driver.write(TDLEN, 0xfff80);
+    driver.guest.store(TX_DATA, &frame(MAC, 100));
+    for (index, bytes) in [(count - 1, 70), (0, 80)] {
+        driver.descriptor(ring, index, [TX_DATA, LEGACY | bytes]);
+    }
+    driver.write(TDH, count - 1);
+    driver.write(TDT, 1);
+    driver.guest.run_until_idle();
+    let lengths: Vec<_> = driver.wire.sent().iter().map(Vec::len).collect();
+    assert_eq!((lengths, driver.read(TDH)), (vec![70, 80], 1));
+}
