@@ -2,8 +2,11 @@
 //! API. It touches no guest and knows no device model; a device is a process of its own, which the
 //! agent starts, finds again and ends.
 
+mod change;
 mod config;
+mod labels;
 mod models;
+mod mutable;
 mod rpc;
 mod schema;
 mod socket;

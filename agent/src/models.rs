@@ -12,10 +12,13 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use crate::mutable;
 use crate::schema::{self, Violation};
 
 const PROGRAM: &str = "vfu-device";
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest configuration, as JSON.
+pub(crate) const MAX_CONFIG_BYTES: usize = 64 << 10;
 const MAX_CATALOGUE_BYTES: usize = 16 << 20;
 
 /// Why there is no catalogue.
@@ -81,6 +84,26 @@ impl Model {
             .as_ref()
             .expect("the catalogue compiles every schema");
         schema::violations(validator, &self.config_schema, config)
+    }
+
+    /// Every field in which a living device's configuration would have to change and can't.
+    pub(crate) fn check_change(
+        &self,
+        present: &serde_json::Value,
+        wanted: &serde_json::Value,
+    ) -> Vec<Violation> {
+        mutable::violations(&self.config_schema, present, wanted)
+    }
+
+    /// Whether a configuration, of whatever model, is not too long.
+    pub(crate) fn check_size(config: &serde_json::Value) -> Result<(), Violation> {
+        match config.to_string().len() {
+            ..=MAX_CONFIG_BYTES => Ok(()),
+            bytes => {
+                let why = format!("{bytes} bytes as JSON; at most {MAX_CONFIG_BYTES} are allowed");
+                Err(Violation::new("", why))
+            }
+        }
     }
 }
 
@@ -213,8 +236,23 @@ impl Models {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A model whose configuration has this schema.
+    pub(crate) fn model(config_schema: serde_json::Value) -> Model {
+        Model {
+            name: "e1000".to_owned(),
+            description: String::new(),
+            vendor_id: 0x8086,
+            device_id: 0x100e,
+            class_code: 0x2_0000,
+            validator: Some(Arc::new(
+                jsonschema::draft202012::new(&config_schema).unwrap(),
+            )),
+            config_schema,
+        }
+    }
 
     /// Another process writes it: a file that a fork of this one still has open for writing can't be
     /// run.

@@ -16,6 +16,16 @@ use serde_json::Value;
 const MAX_VIOLATIONS: usize = 32;
 const MAX_SHOWN_BYTES: usize = 80;
 
+/// A text that came from outside, in quotation marks and not too long.
+pub(crate) fn quoted(text: &str) -> String {
+    let end = text.floor_char_boundary(100);
+    format!(
+        "{:?}{}",
+        &text[..end],
+        if end < text.len() { "..." } else { "" }
+    )
+}
+
 /// A field that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
@@ -30,6 +40,12 @@ impl Violation {
         let field = field.into();
         let description = description.into();
         Self { field, description }
+    }
+
+    /// The same of a field of a request's configuration.
+    pub(crate) fn in_config(self) -> Self {
+        let field = join("device.spec.config", &self.field);
+        Self { field, ..self }
     }
 }
 
@@ -221,10 +237,11 @@ fn path(error: &ValidationError<'_>) -> String {
     parts.join(".")
 }
 
-fn join(field: &str, name: &str) -> String {
-    match field {
-        "" => name.to_owned(),
-        field => format!("{field}.{name}"),
+/// `name` below `field`.
+pub(crate) fn join(field: &str, name: &str) -> String {
+    match (field, name) {
+        (one, "") | ("", one) => one.to_owned(),
+        (field, name) => format!("{field}.{name}"),
     }
 }
 
@@ -235,7 +252,7 @@ fn text(value: &Value) -> String {
 }
 
 /// A value as JSON, not too long.
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     let mut text = value.to_string();
     if text.len() > MAX_SHOWN_BYTES {
         text.truncate(text.floor_char_boundary(MAX_SHOWN_BYTES));

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use nix::fcntl::{Flock, FlockArg};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -38,22 +39,33 @@ pub(crate) struct Record {
     /// Set when deletion has begun: the next start goes on with it.
     pub(crate) delete_time: Option<SystemTime>,
     pub(crate) spec: Spec,
-    /// The `request_id` that created it; a second call with it is the first call again.
-    pub(crate) request_id: Option<String>,
-    /// Whether the agent made the id.
-    pub(crate) generated_id: bool,
+    /// The call that created it, when that had a request id.
+    pub(crate) created_by: Option<Call>,
+    /// The last calls that updated it, of those that had one.
+    pub(crate) updated_by: Vec<Call>,
     pub(crate) traceparent: Option<String>,
 }
 
-impl Record {
-    /// Whether the calls that made both asked for the same.
-    pub(crate) fn asks_for_the_same(&self, other: &Self) -> bool {
-        let same_id = self.generated_id || self.id == other.id;
-        same_id
-            && self.generated_id == other.generated_id
-            && self.labels == other.labels
-            && self.annotations == other.annotations
-            && self.spec == other.spec
+/// A call that can be repeated: with the same request id it is the first call again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Call {
+    pub(crate) request_id: String,
+    /// SHA-256 of what was asked for, in hexadecimal.
+    content: String,
+}
+
+impl Call {
+    /// A call that asks for `content`; none without a request id.
+    pub(crate) fn new(request_id: &str, content: &impl Serialize) -> Option<Self> {
+        let content = serde_json::to_vec(content).expect("contents have string keys only");
+        let request_id = request_id.to_owned();
+        (!request_id.is_empty()).then(|| Self {
+            request_id,
+            content: Sha256::digest(content)
+                .iter()
+                .map(|it| format!("{it:02x}"))
+                .collect(),
+        })
     }
 }
 
@@ -298,8 +310,8 @@ pub(crate) mod tests {
                 restart_policy: RestartPolicy::Always,
                 socket: None,
             },
-            request_id: None,
-            generated_id: false,
+            created_by: None,
+            updated_by: Vec::new(),
             traceparent: None,
         }
     }

@@ -1,7 +1,7 @@
 //! The API's messages as ours and back. What comes in is checked here, field by field; what is
 //! wrong is collected, so that a caller learns all of it at once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use prost_types::value::Kind;
@@ -12,16 +12,14 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::status::{invalid, unserved_fields};
+use crate::labels::{check_annotations, check_labels};
 use crate::models::{Catalogue, Model};
-use crate::schema::Violation;
-use crate::store::{Record, RestartPolicy, SocketSpec, Spec};
-use crate::supervisor::{Device, Life};
+use crate::schema::{Violation, quoted};
+use crate::store::{Call, Record, RestartPolicy, SocketSpec, Spec};
+use crate::supervisor::{Configured, Device, Life, View};
 
-pub(super) const MAX_CONFIG_BYTES: usize = 64 << 10;
 const MAX_CONFIG_DEPTH: usize = 32;
-const MAX_LABELS: usize = 64;
-const MAX_NAME_BYTES: usize = 63;
-const MAX_ANNOTATION_BYTES: usize = 64 << 10;
+const MAX_ID_BYTES: usize = 63;
 const DEFAULT_PAGE: i32 = 100;
 const MAX_PAGE: i32 = 1000;
 
@@ -31,7 +29,7 @@ const ID_RULE: &str = "an id has 1 to 63 of a-z, 0-9 and -, begins with a letter
 /// Whether an id is `[a-z]([-a-z0-9]{0,61}[a-z0-9])?`.
 fn is_id(id: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=MAX_NAME_BYTES).contains(&id.len())
+    (1..=MAX_ID_BYTES).contains(&id.len())
         && id.bytes().all(known)
         && id.starts_with(|first: char| first.is_ascii_lowercase())
         && !id.ends_with('-')
@@ -39,22 +37,18 @@ fn is_id(id: &str) -> bool {
 
 /// The id in a name such as `devices/nic0`.
 pub(super) fn device_id(name: &str) -> Result<&str, Status> {
+    device_id_in("name", name)
+}
+
+/// The same of a name that is in this field of the request.
+pub(super) fn device_id_in<'a>(field: &str, name: &'a str) -> Result<&'a str, Status> {
     match name.strip_prefix("devices/") {
         Some(id) if is_id(id) => Ok(id),
         _ => Err(invalid(vec![Violation::new(
-            "name",
+            field,
             format!("{} is not devices/ and an id; {ID_RULE}", quoted(name)),
         )])),
     }
-}
-
-fn quoted(text: &str) -> String {
-    let end = text.floor_char_boundary(100);
-    format!(
-        "{:?}{}",
-        &text[..end],
-        if end < text.len() { "..." } else { "" }
-    )
 }
 
 /// The record of the device that a request asks for.
@@ -90,42 +84,24 @@ pub(super) fn record(
     for (field, _) in given.into_iter().filter(|(_, given)| *given) {
         refuse(field, "the agent sets this field; leave it out");
     }
-    let request_id = Some(request.request_id).filter(|it| !it.is_empty());
-    if let Some(id) = &request_id
-        && Uuid::try_parse(id).is_err()
-    {
-        refuse("request_id", "must be a UUID");
-    }
-    check_labels(&device.labels, &mut bad);
-    check_annotations(&device.annotations, &mut bad);
+    check_request_id(&request.request_id, &mut bad);
+    let labels = device.labels.into_iter().collect();
+    let annotations = device.annotations.into_iter().collect();
+    check_labels(&labels, &mut bad);
+    check_annotations(&annotations, &mut bad);
 
     let Some(spec) = device.spec else {
         bad.push(Violation::new("device.spec", "required"));
         return Err(invalid(bad));
     };
-    if spec
-        .limits
-        .is_some_and(|it| it != v1::ResourceLimits::default())
-    {
-        let why = "limits are not enforced by this version of the agent; leave them out, and use \
-                   the limits of the service manager";
-        let violation = Violation::new("device.spec.limits", why);
-        return Err(unserved_fields(vec![violation]));
-    }
+    check_limits(&spec)?;
     let restart_policy = restart_policy(spec.restart_policy, &mut bad);
     let socket = spec.socket.map(|it| socket_spec(it, &mut bad));
     let model = catalogue.models.get(&spec.model);
     let config = config(spec.config.unwrap_or_default(), &mut bad);
     match (model, &config) {
         (Some(model), Some(config)) => {
-            let violations = model.check(config).into_iter().map(|it| Violation {
-                field: match &*it.field {
-                    "" => "device.spec.config".to_owned(),
-                    field => format!("device.spec.config.{field}"),
-                },
-                ..it
-            });
-            bad.extend(violations);
+            bad.extend(model.check(config).into_iter().map(Violation::in_config));
         }
         (Some(_), None) => {}
         (None, _) => {
@@ -146,27 +122,53 @@ pub(super) fn record(
         true => generated(&spec.model, uid),
         false => request.device_id,
     };
+    let spec = Spec {
+        model: spec.model,
+        config,
+        restart_policy,
+        socket,
+    };
+    // An id that the agent made is not what was asked for.
+    let asked_id = (!generated_id).then_some(&id);
+    let created_by = Call::new(
+        &request.request_id,
+        &(asked_id, &labels, &annotations, &spec),
+    );
     let now = SystemTime::now();
     Ok(Record {
         id,
         uid: uid.to_string(),
         etag: Uuid::new_v4().simple().to_string(),
         generation: 1,
-        labels: device.labels.into_iter().collect(),
-        annotations: device.annotations.into_iter().collect(),
+        labels,
+        annotations,
         create_time: now,
         update_time: now,
         delete_time: None,
-        spec: Spec {
-            model: spec.model,
-            config,
-            restart_policy,
-            socket,
-        },
-        request_id,
-        generated_id,
+        spec,
+        created_by,
+        updated_by: Vec::new(),
         traceparent,
     })
+}
+
+/// Refuses limits, which this agent does not enforce.
+pub(super) fn check_limits(spec: &v1::DeviceSpec) -> Result<(), Status> {
+    let none = v1::ResourceLimits::default();
+    if spec.limits.is_none_or(|limits| limits == none) {
+        return Ok(());
+    }
+    let why = "limits are not enforced by this version of the agent; leave them out, and use the \
+               limits of the service manager";
+    let violation = Violation::new("device.spec.limits", why);
+    Err(unserved_fields(vec![violation]))
+}
+
+/// Collects what is wrong with a request's id, if it has one.
+pub(super) fn check_request_id(request_id: &str, bad: &mut Vec<Violation>) {
+    if !request_id.is_empty() && Uuid::try_parse(request_id).is_err() {
+        bad.push(Violation::new("request_id", "must be a UUID"));
+    }
 }
 
 /// The names of all models, for people.
@@ -187,47 +189,8 @@ fn generated(model: &str, uid: Uuid) -> String {
     }
 }
 
-fn is_label_name(text: &str) -> bool {
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte);
-    text.len() <= MAX_NAME_BYTES
-        && text.bytes().all(inner)
-        && edge(text.as_bytes().first())
-        && edge(text.as_bytes().last())
-}
-
-const LABEL_RULE: &str = "1 to 63 letters, digits and ._/-, with a letter or digit at both ends";
-
-fn check_labels(labels: &HashMap<String, String>, bad: &mut Vec<Violation>) {
-    if labels.len() > MAX_LABELS {
-        let why = format!("{} labels; at most {MAX_LABELS} are allowed", labels.len());
-        return bad.push(Violation::new("device.labels", why));
-    }
-    for (key, value) in labels {
-        if !is_label_name(key) {
-            let why = format!("key {} is not {LABEL_RULE}", quoted(key));
-            bad.push(Violation::new("device.labels", why));
-        } else if !value.is_empty() && !is_label_name(value) {
-            let why = format!("value {} is not {LABEL_RULE}, nor empty", quoted(value));
-            bad.push(Violation::new(format!("device.labels.{key}"), why));
-        }
-    }
-}
-
-fn check_annotations(annotations: &HashMap<String, String>, bad: &mut Vec<Violation>) {
-    let bytes: usize = annotations.iter().map(|(k, v)| k.len() + v.len()).sum();
-    if bytes > MAX_ANNOTATION_BYTES {
-        let why = format!("{bytes} bytes; at most {MAX_ANNOTATION_BYTES} are allowed");
-        bad.push(Violation::new("device.annotations", why));
-        return;
-    }
-    for key in annotations.keys().filter(|key| !is_label_name(key)) {
-        let why = format!("key {} is not {LABEL_RULE}", quoted(key));
-        bad.push(Violation::new("device.annotations", why));
-    }
-}
-
-fn restart_policy(policy: i32, bad: &mut Vec<Violation>) -> RestartPolicy {
+/// What the agent does when the device's process ends.
+pub(super) fn restart_policy(policy: i32, bad: &mut Vec<Violation>) -> RestartPolicy {
     use v1::device_spec::RestartPolicy as Policy;
     match Policy::try_from(policy) {
         Ok(Policy::Unspecified | Policy::Always) => RestartPolicy::Always,
@@ -241,7 +204,8 @@ fn restart_policy(policy: i32, bad: &mut Vec<Violation>) -> RestartPolicy {
     }
 }
 
-fn socket_spec(spec: v1::SocketSpec, bad: &mut Vec<Violation>) -> SocketSpec {
+/// Owner and mode of the socket.
+pub(super) fn socket_spec(spec: v1::SocketSpec, bad: &mut Vec<Violation>) -> SocketSpec {
     if let Some(mode) = spec.mode.filter(|mode| *mode > 0o777) {
         let why = format!("{mode} (octal {mode:o}) has more than permission bits; at most 0777");
         bad.push(Violation::new("device.spec.socket.mode", why));
@@ -260,7 +224,8 @@ fn socket_spec(spec: v1::SocketSpec, bad: &mut Vec<Violation>) -> SocketSpec {
     }
 }
 
-fn config(config: Struct, bad: &mut Vec<Violation>) -> Option<serde_json::Value> {
+/// A configuration as JSON, if it can be one.
+pub(super) fn config(config: Struct, bad: &mut Vec<Violation>) -> Option<serde_json::Value> {
     let value = match object(config, MAX_CONFIG_DEPTH) {
         Ok(value) => value,
         Err(why) => {
@@ -268,13 +233,13 @@ fn config(config: Struct, bad: &mut Vec<Violation>) -> Option<serde_json::Value>
             return None;
         }
     };
-    let bytes = value.to_string().len();
-    if bytes > MAX_CONFIG_BYTES {
-        let why = format!("{bytes} bytes as JSON; at most {MAX_CONFIG_BYTES} are allowed");
-        bad.push(Violation::new("device.spec.config", why));
-        return None;
+    match Model::check_size(&value) {
+        Ok(()) => Some(value),
+        Err(violation) => {
+            bad.push(violation.in_config());
+            None
+        }
     }
-    Some(value)
 }
 
 fn object(object: Struct, depth: usize) -> Result<serde_json::Value, String> {
@@ -353,6 +318,12 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
         last_transition_time: Some(view.since.into()),
         observed_generation: record.generation,
     };
+    let configured = v1::Condition {
+        r#type: "Configured".to_owned(),
+        last_transition_time: Some(view.configured_since.into()),
+        observed_generation: record.generation,
+        ..configured(&view)
+    };
     let resets = view.resets;
     let status = v1::DeviceStatus {
         state: state(view.life).into(),
@@ -373,7 +344,7 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
             lost_connection: resets.lost_connection,
             api: resets.api,
         }),
-        conditions: vec![ready],
+        conditions: vec![ready, configured],
         start_time: view.start_time.map(Timestamp::from),
         traceparent: record.traceparent.clone().unwrap_or_default(),
     };
@@ -381,6 +352,35 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
         delete_time,
         status: Some(status),
         ..planned(&record)
+    }
+}
+
+/// Whether a device's process has the recorded configuration, and why not.
+fn configured(view: &View) -> v1::Condition {
+    use v1::condition::Status;
+    let (status, reason, message) = match (&view.configured, view.is_configured) {
+        (_, Some(true)) => (Status::True, "CONFIGURED", String::new()),
+        (Configured::No { field, message }, Some(false)) => {
+            let field = field
+                .as_deref()
+                .map_or(String::new(), |it| format!("{it}: "));
+            let message = format!("it has the configuration from before: {field}{message}");
+            (Status::False, "DEVICE_REFUSED", message)
+        }
+        _ if view.served() => {
+            let message = "it was told and has not answered yet";
+            (Status::Unknown, "DEVICE_NO_ANSWER", message.to_owned())
+        }
+        _ => {
+            let message = "it has this configuration when it has started";
+            (Status::Unknown, "NOT_SERVED", message.to_owned())
+        }
+    };
+    v1::Condition {
+        status: status.into(),
+        reason: reason.to_owned(),
+        message,
+        ..v1::Condition::default()
     }
 }
 
@@ -494,6 +494,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::models::MAX_CONFIG_BYTES;
 
     #[test]
     fn ids_are_those_of_the_rule() {
@@ -542,17 +543,6 @@ mod tests {
         assert_eq!(page_after(&page_token("nic0")).unwrap(), Some("nic0"));
         assert_eq!(page_after("").unwrap(), None);
         assert!(page_after("nic0").is_err());
-    }
-
-    #[test]
-    fn labels_that_break_the_rule_are_named() {
-        let mut bad = Vec::new();
-        let labels = [("app", "x"), ("-bad", "x"), ("k", "a b"), ("empty", "")];
-        let labels = labels.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        check_labels(&HashMap::from(labels), &mut bad);
-        let mut fields: Vec<_> = bad.iter().map(|it| &*it.field).collect();
-        fields.sort_unstable();
-        assert_eq!(fields, ["device.labels", "device.labels.k"]);
     }
 
     proptest! {

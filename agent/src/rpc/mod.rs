@@ -4,6 +4,7 @@
 mod convert;
 mod layer;
 mod status;
+mod update;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status};
 use self::convert::device_id;
 pub(crate) use self::layer::Calls;
 use self::status::{invalid_field, no_model, unserved, unserved_fields};
+use crate::models::MAX_CONFIG_BYTES;
 use crate::schema::Violation;
 use crate::supervisor::{Device, Error, Life, Supervisor, chain};
 
@@ -119,10 +121,20 @@ impl DeviceService for Service {
 
     async fn update_device(
         &self,
-        _: Request<v1::UpdateDeviceRequest>,
+        request: Request<v1::UpdateDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        let instead = "delete the device and create it as it shall be";
-        Err(unserved("UpdateDevice", instead))
+        let request = request.into_inner();
+        let validate_only = request.validate_only;
+        let (id, mut update) = update::update(request)?;
+        let device = self.supervisor.get(&id)?;
+        if update.change.needs_model() {
+            update.catalogue = Some(self.supervisor.shared.models.get().await?);
+        }
+        let device = match validate_only {
+            true => device.planned(&update)?,
+            false => self.supervisor.update(&id, update).await?,
+        };
+        Ok(Response::new(self.answer(device)))
     }
 
     async fn delete_device(
@@ -133,12 +145,13 @@ impl DeviceService for Service {
         let id = device_id(&request.name)?;
         refuse_request_id(&request.request_id, "allow_missing makes a repetition safe")?;
         let deleted = async {
-            let device = self.supervisor.get(id)?;
-            Supervisor::check_etag(&device, &request.etag)?;
             if request.validate_only {
+                let device = self.supervisor.get(id)?;
+                device.record.check_etag(&request.etag)?;
                 return Supervisor::check_delete(&device, request.force);
             }
-            self.supervisor.delete(id, request.force).await
+            let (etag, force) = (request.etag, request.force);
+            self.supervisor.delete(id, etag, force).await
         };
         match deleted.await {
             Err(Error::Missing { .. }) if request.allow_missing => {}
@@ -154,8 +167,7 @@ impl DeviceService for Service {
         let request = request.into_inner();
         let id = device_id(&request.name)?;
         refuse_request_id(&request.request_id, "a second reset does no harm")?;
-        Supervisor::check_etag(&self.supervisor.get(id)?, &request.etag)?;
-        let device = self.supervisor.reset(id).await?;
+        let device = self.supervisor.reset(id, request.etag).await?;
         Ok(Response::new(self.answer(device)))
     }
 
@@ -316,7 +328,7 @@ impl AgentService for Service {
                 devices: to_i32(config.max_devices),
                 concurrent_calls: to_i32(config.max_calls),
                 request_bytes: to_i64(MAX_REQUEST_BYTES),
-                config_bytes: to_i64(convert::MAX_CONFIG_BYTES),
+                config_bytes: to_i64(MAX_CONFIG_BYTES),
             }),
         }))
     }

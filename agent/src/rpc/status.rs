@@ -159,8 +159,21 @@ impl From<Error> for Status {
             Error::NotServing { id, .. } => {
                 about(id, "DEVICE_NOT_SERVED", Code::FailedPrecondition)
             }
+            Error::Refused {
+                id,
+                field: Some(field),
+                ..
+            } => {
+                let (code, mut details) = about(id, "DEVICE_REFUSED", Code::FailedPrecondition);
+                let field = format!("{CONFIG}.{field}");
+                let why = message.clone();
+                details.add_precondition_failure_violation("DEVICE_REFUSED", field, why);
+                (code, details)
+            }
             Error::Refused { id, .. } => about(id, "DEVICE_REFUSED", Code::FailedPrecondition),
-            Error::NoAnswer { id, .. } | Error::Ask { id, .. } => {
+            Error::Invalid(violations) => return invalid(violations.clone()),
+            Error::Deleting { id } => about(id, "DEVICE_DELETING", Code::FailedPrecondition),
+            Error::NoAnswer { id, .. } | Error::Ask { id, .. } | Error::Unconfirmed { id, .. } => {
                 about(id, "DEVICE_NO_ANSWER", Code::Unavailable)
             }
             Error::Start { id, failure } => return start(Some(id), failure),

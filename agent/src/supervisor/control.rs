@@ -25,6 +25,9 @@ pub(crate) enum Message {
         ok: bool,
         #[serde(default)]
         message: String,
+        /// The field of the configuration that it is about, as a path with dots.
+        #[serde(default)]
+        field: Option<String>,
     },
     Error {
         #[serde(default)]
@@ -108,9 +111,14 @@ pub(crate) enum RefusalKind {
 /// What the agent asks for.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(crate) enum Request {
+pub(crate) enum Request<'a> {
     /// Back to the power-on state; answered with a reply.
     Reset { id: u64 },
+    /// The living device is to be that of this configuration; answered with a reply.
+    Update {
+        id: u64,
+        config: &'a serde_json::Value,
+    },
     /// Answered with the status as it is at that moment.
     Status,
 }
@@ -157,8 +165,8 @@ impl Control {
     }
 
     /// Sends a request, or fails when the process does not read.
-    pub(crate) fn send(&self, request: Request) -> io::Result<()> {
-        let bytes = serde_json::to_vec(&request)?;
+    pub(crate) fn send(&self, request: &Request<'_>) -> io::Result<()> {
+        let bytes = serde_json::to_vec(request)?;
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         send(self.fd.get_ref().as_raw_fd(), &bytes, flags)?;
         Ok(())
@@ -220,5 +228,8 @@ mod tests {
     fn requests_are_what_the_process_expects() {
         let text = serde_json::to_string(&Request::Reset { id: 7 }).unwrap();
         assert_eq!(text, r#"{"type":"reset","id":7}"#);
+        let config = &serde_json::json!({"link": "down"});
+        let text = serde_json::to_string(&Request::Update { id: 8, config }).unwrap();
+        assert_eq!(text, r#"{"type":"update","id":8,"config":{"link":"down"}}"#);
     }
 }

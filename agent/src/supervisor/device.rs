@@ -9,25 +9,24 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::Shared;
 use super::child::{Exit, Process};
 use super::control::{self, Control, Message, Resets, Service};
 use super::error::{Error, StartError, chain};
+use super::request::Request;
 use super::rundir::RunDir;
 use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
-use super::view::{Life, View};
+use super::view::{Configured, View};
+use super::{Device, Shared};
 use crate::store::Record;
 
-/// How long the process may take to say how it is before a decision that depends on it.
-const REFRESH: Duration = Duration::from_secs(1);
 /// Pause before a lost control connection is made again.
 const RECONNECT: Duration = Duration::from_millis(200);
 
@@ -40,38 +39,31 @@ pub(super) enum Begin {
     Find,
 }
 
-/// What a task is asked for.
-#[derive(Debug)]
-pub(super) enum Request {
-    Reset {
-        reply: oneshot::Sender<Result<(), Error>>,
-    },
-    Delete {
-        force: bool,
-        reply: oneshot::Sender<Result<(), Error>>,
-    },
-}
-
 /// One device.
 #[derive(Debug)]
 pub(super) struct Task {
-    shared: Arc<Shared>,
-    record: Arc<Record>,
+    pub(super) shared: Arc<Shared>,
+    /// As it is stored.
+    pub(super) record: Arc<Record>,
+    /// As others see it: not before it is certain that it stays.
+    pub(super) shown: Arc<Record>,
     dir: RunDir,
-    state: State,
-    view: View,
-    published: watch::Sender<View>,
+    pub(super) state: State,
+    pub(super) view: View,
+    published: watch::Sender<Device>,
     inbox: mpsc::Receiver<Request>,
     sockets: Option<Sockets>,
     process: Option<Process>,
-    control: Option<Control>,
+    pub(super) control: Option<Control>,
     /// Where in the log the words of this process begin.
     log_offset: u64,
     refusal: Option<control::Refusal>,
     permit: Option<OwnedSemaphorePermit>,
-    resets: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
-    next_request: u64,
-    deleters: Vec<oneshot::Sender<Result<(), Error>>>,
+    pub(super) resets: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
+    /// The request by which the process was last told its configuration, until it answers.
+    pub(super) told: Option<u64>,
+    pub(super) next_request: u64,
+    pub(super) deleters: Vec<oneshot::Sender<Result<(), Error>>>,
 }
 
 impl Task {
@@ -81,7 +73,7 @@ impl Task {
         record: Arc<Record>,
         begin: Begin,
         inbox: mpsc::Receiver<Request>,
-    ) -> (Self, watch::Receiver<View>) {
+    ) -> (Self, watch::Receiver<Device>) {
         let mut hasher = DefaultHasher::new();
         record.uid.hash(&mut hasher);
         let timeouts = Timeouts {
@@ -91,11 +83,15 @@ impl Task {
         let policy = record.spec.restart_policy;
         let first = begin == Begin::Create;
         let view = View::new(&record);
-        let (published, receiver) = watch::channel(view.clone());
+        let (published, receiver) = watch::channel(Device {
+            record: record.clone(),
+            view: view.clone(),
+        });
         let task = Self {
             dir: shared.dir(&record.id),
             state: State::starting(policy, timeouts, hasher.finish(), first, Instant::now()),
             shared,
+            shown: record.clone(),
             record,
             view,
             published,
@@ -107,6 +103,7 @@ impl Task {
             refusal: None,
             permit: None,
             resets: HashMap::new(),
+            told: None,
             next_request: 0,
             deleters: Vec::new(),
         };
@@ -140,6 +137,9 @@ impl Task {
                 () = until(deadline) => self.event(Event::Tick).await,
                 () = tokio::time::sleep(RECONNECT), if reconnect => {
                     self.control = Control::connect(&self.dir.control()).ok();
+                    // What it was told before may have been lost.
+                    self.tell();
+                    self.publish();
                 }
                 () = asked_to_end(&mut shutdown) => return,
             }
@@ -147,7 +147,7 @@ impl Task {
     }
 
     /// Tells the state machine, and does what it says, until it says no more.
-    async fn event(&mut self, event: Event) {
+    pub(super) async fn event(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let (state, action) = state::next(&self.state, event, Instant::now());
@@ -215,6 +215,7 @@ impl Task {
         }
         self.refusal = None;
         self.take(running);
+        self.view.configured = Configured::Yes;
         self.state.spawned(Instant::now());
         Ok(())
     }
@@ -249,6 +250,8 @@ impl Task {
             Some((running, status)) => {
                 info!(pid = running.process.pid(), "device adopted");
                 self.take(running);
+                // The agent before this one may have died before it did.
+                self.tell();
                 self.hear(Ok(Message::Status(status))).await;
             }
             None if self.record.delete_time.is_some() => {
@@ -275,100 +278,8 @@ impl Task {
         }
     }
 
-    async fn serve(&mut self, request: Request) {
-        match request {
-            Request::Reset { reply } => {
-                if let Err((reply, error)) = self.reset(reply) {
-                    // A caller that went away does not want the answer.
-                    let _ = reply.send(Err(error));
-                }
-            }
-            Request::Delete { force, reply } => match self.delete(force).await {
-                Ok(()) => {
-                    self.deleters.push(reply);
-                    self.event(Event::Delete).await;
-                }
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                }
-            },
-        }
-    }
-
-    fn reset(
-        &mut self,
-        reply: oneshot::Sender<Result<(), Error>>,
-    ) -> Result<(), (oneshot::Sender<Result<(), Error>>, Error)> {
-        let id = self.record.id.clone();
-        let (Phase::Serving { .. }, Some(control)) = (self.state.phase, &self.control) else {
-            let error = Error::NotServing {
-                id,
-                why: self.view.message.clone(),
-            };
-            return Err((reply, error));
-        };
-        self.next_request += 1;
-        let request = control::Request::Reset {
-            id: self.next_request,
-        };
-        if let Err(source) = control.send(request) {
-            return Err((reply, Error::Ask { id, source }));
-        }
-        // Who waited too long went away.
-        self.resets.retain(|_, reply| !reply.is_closed());
-        self.resets.insert(self.next_request, reply);
-        Ok(())
-    }
-
-    /// Asks the process how it is: a client that has just ended may not have been reported yet. What does not answer
-    /// stays as it was.
-    async fn refresh(&mut self) {
-        let asked = self
-            .control
-            .as_ref()
-            .map(|control| control.send(control::Request::Status));
-        if !matches!(asked, Some(Ok(()))) {
-            return;
-        }
-        let deadline = tokio::time::Instant::now() + REFRESH;
-        while let Ok(message) =
-            tokio::time::timeout_at(deadline, receive(self.control.as_ref())).await
-        {
-            let answered = matches!(message, Ok(Message::Status(_)) | Err(_));
-            self.hear(message).await;
-            if answered {
-                return;
-            }
-        }
-    }
-
-    /// Makes it durable that the device shall go, unless somebody uses it.
-    async fn delete(&mut self, force: bool) -> Result<(), Error> {
-        if self.view.life == Life::Connected && !force {
-            self.refresh().await;
-        }
-        if self.view.life == Life::Connected && !force {
-            return Err(Error::Connected {
-                id: self.record.id.clone(),
-                client: self.view.client.clone(),
-            });
-        }
-        if self.record.delete_time.is_none() {
-            let delete_time = Some(SystemTime::now());
-            let record = Record {
-                delete_time,
-                ..(*self.record).clone()
-            };
-            let put = self.shared.store.put(&record).await;
-            put.map_err(|source| self.not_durable("write that it shall go", source))?;
-            self.record = Arc::new(record);
-            self.view.delete_time = delete_time;
-        }
-        Ok(())
-    }
-
     /// Takes in what the process says, or that it says no more.
-    async fn hear(&mut self, message: io::Result<Message>) {
+    pub(super) async fn hear(&mut self, message: io::Result<Message>) {
         match message {
             Ok(Message::Status(status)) => {
                 let connected = status.state == Service::Connected;
@@ -384,17 +295,30 @@ impl Task {
                 self.event(Event::Status { connected }).await;
             }
             Ok(Message::Failed(refusal)) => self.refusal = Some(refusal),
-            Ok(Message::Reply { id, ok, message }) => {
-                if let Some(reply) = self.resets.remove(&id) {
+            Ok(Message::Reply {
+                id,
+                ok,
+                message,
+                field,
+            }) => {
+                if self.told == Some(id) {
+                    self.answered(ok.then_some(()).ok_or((field, message)));
+                    self.publish();
+                } else if let Some(reply) = self.resets.remove(&id) {
                     let id = self.record.id.clone();
                     let answer = if ok {
                         info!("device reset by the API");
                         Ok(())
                     } else {
-                        Err(Error::Refused { id, message })
+                        Err(Error::Refused { id, field, message })
                     };
                     let _ = reply.send(answer);
                 }
+            }
+            // A program that knows no such request answers so.
+            Ok(Message::Error { message }) if self.told.is_some() => {
+                self.answered(Err((None, message)));
+                self.publish();
             }
             Ok(Message::Error { message }) => warn!(message, "device process"),
             Ok(Message::Unknown) => {}
@@ -403,6 +327,10 @@ impl Task {
             }
             // Its end, if this is it, is seen by the pidfd.
             Err(_) => self.control = None,
+        }
+        if self.view.configured == Configured::Unknown && self.told.is_none() {
+            // It took no message when it should have been told, and does now.
+            self.tell();
         }
     }
 
@@ -432,6 +360,7 @@ impl Task {
         }
         self.control = None;
         self.permit = None;
+        self.told = None;
         self.resets.clear();
         self.view.pid = None;
         self.view.start_time = None;
@@ -464,6 +393,7 @@ impl Task {
                 Ok(()) => Ok(()),
                 Err(error) => Err(Error::Refused {
                     id: self.record.id.clone(),
+                    field: None,
                     message: chain(error),
                 }),
             };
@@ -471,7 +401,7 @@ impl Task {
         }
     }
 
-    fn not_durable(&self, change: &'static str, source: crate::store::Error) -> Error {
+    pub(super) fn not_durable(&self, change: &'static str, source: crate::store::Error) -> Error {
         Error::NotDurable {
             id: self.record.id.clone(),
             change,
@@ -480,14 +410,17 @@ impl Task {
     }
 
     /// Shows how the device is to who wants to know.
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         self.view.update(self.state.phase);
-        self.published.send_replace(self.view.clone());
+        self.published.send_replace(Device {
+            record: self.shown.clone(),
+            view: self.view.clone(),
+        });
     }
 }
 
 /// The next message, or never when there is no connection.
-async fn receive(control: Option<&Control>) -> io::Result<Message> {
+pub(super) async fn receive(control: Option<&Control>) -> io::Result<Message> {
     match control {
         Some(control) => control.receive().await,
         None => std::future::pending().await,

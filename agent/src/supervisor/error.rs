@@ -23,7 +23,18 @@ pub(crate) enum Error {
         given: String,
         current: String,
     },
-    #[error("request {request_id} made device {id} already, from other content; use a new UUID")]
+    #[error("the change is not valid")]
+    Invalid(Vec<crate::schema::Violation>),
+    #[error("device {id} is being deleted")]
+    Deleting { id: String },
+    #[error(
+        "device {id} did not answer within {patience:?}; the change is recorded, and the device is told again: see its \
+         condition Configured"
+    )]
+    Unconfirmed { id: String, patience: Duration },
+    #[error(
+        "request {request_id} made or changed device {id} already, with other content; use a new UUID"
+    )]
     RequestReused { request_id: String, id: String },
     #[error("there are {limit} devices, which is this agent's limit; delete one first")]
     Full { limit: usize },
@@ -38,7 +49,12 @@ pub(crate) enum Error {
     #[error("device {id} has no process that serves it: {why}")]
     NotServing { id: String, why: String },
     #[error("device {id}: {message}")]
-    Refused { id: String, message: String },
+    Refused {
+        id: String,
+        /// Of the configuration, as a path with dots.
+        field: Option<String>,
+        message: String,
+    },
     #[error("device {id} did not answer within {patience:?}")]
     NoAnswer { id: String, patience: Duration },
     #[error("ask device {id}")]

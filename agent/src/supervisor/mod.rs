@@ -9,9 +9,11 @@ mod control;
 mod device;
 mod error;
 mod fd;
+mod request;
 mod rundir;
 mod start;
 mod state;
+mod update;
 mod view;
 
 use std::collections::BTreeMap;
@@ -25,10 +27,13 @@ use tokio::time::timeout;
 
 use self::control::Control;
 pub(crate) use self::control::RefusalKind;
-use self::device::{Begin, Request, Task};
+use self::device::{Begin, Task};
 pub(crate) use self::error::{Error, StartError, chain};
+use self::request::Request;
 use self::rundir::RunDir;
-pub(crate) use self::view::{Life, View};
+use self::update::UPDATE_TIMEOUT;
+pub(crate) use self::update::Update;
+pub(crate) use self::view::{Configured, Life, View};
 use crate::config::Config;
 use crate::models::Models;
 use crate::socket;
@@ -72,17 +77,13 @@ impl Shared {
 /// The two ends of a task.
 #[derive(Debug, Clone)]
 struct Handle {
-    record: Arc<Record>,
     requests: mpsc::Sender<Request>,
-    view: watch::Receiver<View>,
+    device: watch::Receiver<Device>,
 }
 
 impl Handle {
     fn device(&self) -> Device {
-        Device {
-            record: self.record.clone(),
-            view: self.view.borrow().clone(),
-        }
+        self.device.borrow().clone()
     }
 }
 
@@ -91,6 +92,34 @@ impl Handle {
 pub(crate) struct Device {
     pub(crate) record: Arc<Record>,
     pub(crate) view: View,
+}
+
+impl Device {
+    /// The device as an update would make it; what the update makes up is as it was.
+    pub(crate) fn planned(self, update: &Update) -> Result<Self, Error> {
+        let planned = update.plan(&self.record)?;
+        let record = Record {
+            etag: self.record.etag.clone(),
+            update_time: self.record.update_time,
+            ..planned
+        };
+        let record = Arc::new(record);
+        Ok(Self { record, ..self })
+    }
+}
+
+impl Record {
+    /// Whether `etag`, when there is one, is the device's.
+    pub(crate) fn check_etag(&self, etag: &str) -> Result<(), Error> {
+        if etag.is_empty() || etag == self.etag {
+            return Ok(());
+        }
+        Err(Error::Etag {
+            id: self.id.clone(),
+            given: etag.to_owned(),
+            current: self.etag.clone(),
+        })
+    }
 }
 
 /// All devices of this host.
@@ -163,14 +192,10 @@ impl Supervisor {
         begin: Begin,
     ) -> Handle {
         let (requests, inbox) = mpsc::channel(QUEUE);
-        let record = Arc::new(record);
-        let (task, view) = Task::new(self.shared.clone(), record.clone(), begin, inbox);
-        let handle = Handle {
-            record: record.clone(),
-            requests,
-            view,
-        };
-        devices.insert(record.id.clone(), handle.clone());
+        let id = record.id.clone();
+        let (task, device) = Task::new(self.shared.clone(), Arc::new(record), begin, inbox);
+        let handle = Handle { requests, device };
+        devices.insert(id, handle.clone());
         let mut tasks = self.tasks.lock().expect("no holder panics");
         while let Some(ended) = tasks.try_join_next() {
             if let Err(error) = ended {
@@ -256,20 +281,8 @@ impl Supervisor {
         let devices = self.shared.devices();
         devices
             .values()
-            .filter(|it| it.view.borrow().life == life)
+            .filter(|it| it.device.borrow().view.life == life)
             .count()
-    }
-
-    /// Whether `etag`, when there is one, is the device's.
-    pub(crate) fn check_etag(device: &Device, etag: &str) -> Result<(), Error> {
-        if etag.is_empty() || etag == device.record.etag {
-            return Ok(());
-        }
-        Err(Error::Etag {
-            id: device.record.id.clone(),
-            given: etag.to_owned(),
-            current: device.record.etag.clone(),
-        })
     }
 
     /// Whether a device may be deleted: nobody uses it, or `force`.
@@ -284,15 +297,24 @@ impl Supervisor {
     }
 
     /// Takes a device down and waits until nothing is left of it.
-    pub(crate) async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
+    pub(crate) async fn delete(&self, id: &str, etag: String, force: bool) -> Result<(), Error> {
         let patience = self.shared.config.stop_timeout + DELETE_SLACK;
-        self.ask(id, patience, |reply| Request::Delete { force, reply })
+        self.ask(id, patience, |reply| Request::Delete { etag, force, reply })
             .await
     }
 
     /// Resets a device's model.
-    pub(crate) async fn reset(&self, id: &str) -> Result<Device, Error> {
-        self.ask(id, REPLY_TIMEOUT, |reply| Request::Reset { reply })
+    pub(crate) async fn reset(&self, id: &str, etag: String) -> Result<Device, Error> {
+        self.ask(id, REPLY_TIMEOUT, |reply| Request::Reset { etag, reply })
+            .await?;
+        self.get(id)
+    }
+
+    /// Changes a device. Goes on when the caller does not wait any more.
+    pub(crate) async fn update(&self, id: &str, update: Update) -> Result<Device, Error> {
+        let update = Box::new(update);
+        let patience = REPLY_TIMEOUT + UPDATE_TIMEOUT;
+        self.ask(id, patience, |reply| Request::Update { update, reply })
             .await?;
         self.get(id)
     }
@@ -337,35 +359,35 @@ impl Supervisor {
 
 /// The device that an earlier call with this record's request id made, when it asked for the same.
 fn repeated(devices: &BTreeMap<String, Handle>, record: &Record) -> Result<Option<Handle>, Error> {
-    let Some(request_id) = &record.request_id else {
+    let Some(call) = &record.created_by else {
         return Ok(None);
     };
-    let earlier = devices
-        .values()
-        .find(|it| it.record.request_id.as_ref() == Some(request_id));
+    let earlier = devices.values().find_map(|handle| {
+        let device = handle.device.borrow();
+        let earlier = device.record.created_by.as_ref();
+        let earlier = earlier.filter(|it| it.request_id == call.request_id);
+        earlier.map(|it| (it == call, device.record.id.clone(), handle))
+    });
     match earlier {
-        Some(handle) if !handle.record.asks_for_the_same(record) => Err(Error::RequestReused {
-            request_id: request_id.clone(),
-            id: handle.record.id.clone(),
+        Some((false, id, _)) => Err(Error::RequestReused {
+            request_id: call.request_id.clone(),
+            id,
         }),
-        earlier => Ok(earlier.cloned()),
+        earlier => Ok(earlier.map(|(_, _, handle)| handle.clone())),
     }
 }
 
 /// The device when its start has come to an end.
 async fn settled(mut handle: Handle) -> Result<Device, Error> {
-    let id = handle.record.id.clone();
     let came = handle
-        .view
-        .wait_for(|view| view.life != Life::Starting)
+        .device
+        .wait_for(|device| device.view.life != Life::Starting)
         .await
-        .map(|view| view.clone());
-    let view = came.map_err(|_| Error::ShuttingDown)?;
-    match (view.life, &view.failure) {
-        (Life::Ready | Life::Connected, _) => Ok(Device {
-            record: handle.record,
-            view,
-        }),
+        .map(|device| device.clone());
+    let device = came.map_err(|_| Error::ShuttingDown)?;
+    let id = device.record.id.clone();
+    match (device.view.life, &device.view.failure) {
+        (Life::Ready | Life::Connected, _) => Ok(device),
         (Life::Gone | Life::Failed, Some(failure)) => Err(Error::Start {
             id,
             failure: failure.clone(),

@@ -110,6 +110,11 @@ impl State {
         }
     }
 
+    /// What happens from the next end of the process on.
+    pub(crate) fn set_policy(&mut self, policy: RestartPolicy) {
+        self.policy = policy;
+    }
+
     /// The process runs only now: the time it has to become ready begins.
     pub(crate) fn spawned(&mut self, now: Instant) {
         if let Phase::Starting { deadline, .. } = &mut self.phase {

@@ -20,6 +20,20 @@ pub(crate) enum Life {
     Gone,
 }
 
+/// Whether the process has the recorded configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Configured {
+    /// It started with it, or took it over.
+    Yes,
+    /// It was told of it, or is to be, and has not answered.
+    Unknown,
+    /// It can't take it over because of this field, for this reason, and has the one before.
+    No {
+        field: Option<String>,
+        message: String,
+    },
+}
+
 /// How a device is.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
@@ -35,6 +49,11 @@ pub(crate) struct View {
     pub(crate) message: String,
     /// Since when it has been served, or not.
     pub(crate) since: SystemTime,
+    pub(crate) configured: Configured,
+    /// The same of a device that is served; `None`: that can't be told.
+    pub(crate) is_configured: Option<bool>,
+    /// Since when that holds.
+    pub(crate) configured_since: SystemTime,
     /// What ended the last process.
     pub(crate) failure: Option<Arc<StartError>>,
 }
@@ -52,6 +71,9 @@ impl View {
             reason: "STARTING",
             message: String::new(),
             since: SystemTime::now(),
+            configured: Configured::Yes,
+            is_configured: None,
+            configured_since: SystemTime::now(),
             failure: None,
         }
     }
@@ -91,6 +113,16 @@ impl View {
         };
         if self.served() != served_before {
             self.since = SystemTime::now();
+        }
+        let is_configured = match &self.configured {
+            _ if !self.served() => None,
+            Configured::Yes => Some(true),
+            Configured::No { .. } => Some(false),
+            Configured::Unknown => None,
+        };
+        if self.is_configured != is_configured {
+            self.is_configured = is_configured;
+            self.configured_since = SystemTime::now();
         }
     }
 }
