@@ -6,7 +6,9 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    ArgGroup, Args, ColorChoice, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind,
+};
 
 use crate::{client::Endpoint, error::EXIT_CODES, output::Format};
 
@@ -17,10 +19,11 @@ Examples:
   vfuctl create e1000 nic0 --net.tap.ifname vfu0
   vfuctl list -o wide
   vfuctl cmdline nic0 --vmm qemu                 how a VMM uses it
+  vfuctl update nic0 --set link=down             pulls the cable while a guest uses it
   vfuctl probe nic0                              what a guest will see
   vfuctl delete nic0";
 
-/// Creates, shows and deletes the PCI devices that vfu-agent serves to virtual machines on this host.
+/// Creates, shows, changes and deletes the PCI devices that vfu-agent serves to virtual machines on this host.
 #[derive(Debug, Parser)]
 #[command(name = "vfuctl", version, color = ColorChoice::Never, max_term_width = 120)]
 #[command(after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
@@ -62,6 +65,7 @@ pub(crate) enum Command {
     Create(Create),
     Get(Get),
     List(List),
+    Update(Update),
     Delete(Delete),
     Reset(Reset),
     Models(Models),
@@ -97,7 +101,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
     /// Check everything and create nothing
-    #[arg(long)]
+    #[arg(long, visible_alias = "dry-run")]
     pub(crate) validate_only: bool,
     /// Makes it safe to run the command again: the second time answers with the device of the first
     #[arg(long, value_name = "UUID")]
@@ -123,6 +127,44 @@ Examples:
   vfuctl list -o wide
   vfuctl delete $(vfuctl list -o name)")]
 pub(crate) struct List {}
+
+/// Change a device while it lives: fields of its configuration, and labels
+///
+/// A VMM stays connected, and its guest sees the change as it would see it on a real card. `vfuctl models MODEL` says which
+/// fields of the configuration can change; for the others, delete the device and create it anew. What is changed stays so
+/// when the device's process is started again.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["set", "unset", "label", "unlabel"])))]
+#[command(after_help = "\
+Examples:
+  vfuctl update nic0 --set link=down
+  vfuctl update nic0 --unset link --label tenant=blue
+  vfuctl update nic0 --set link=up --dry-run")]
+pub(crate) struct Update {
+    /// Id of the device
+    pub(crate) id: String,
+    /// One field of the configuration; may be repeated
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// A field of the configuration that is to be what it is when not given; may be repeated
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) unset: Vec<String>,
+    /// A label; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// A label to take away; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unlabel: Vec<String>,
+    /// Change the device only while this is its etag, as `vfuctl get -o json` shows it
+    #[arg(long, value_name = "ETAG")]
+    pub(crate) etag: Option<String>,
+    /// Check everything and change nothing
+    #[arg(long, visible_alias = "dry-run")]
+    pub(crate) validate_only: bool,
+    /// Makes it safe to run the command again: the second time changes nothing
+    #[arg(long, value_name = "UUID")]
+    pub(crate) request_id: Option<String>,
+}
 
 /// Delete devices
 ///

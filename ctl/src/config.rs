@@ -84,6 +84,9 @@ fn notes(field: &Field) -> String {
         Some(Value::Object(_)) | None => {}
         Some(default) => notes.push(format!("[default: {}]", plain(default))),
     }
+    if field.mutable {
+        notes.push("[changes by update]".to_owned());
+    }
     match field.path.rsplit_once('.') {
         Some((parent, _)) if field.required => notes.push(format!("[required with {parent}]")),
         None if field.required => notes.push("[required]".to_owned()),
@@ -207,6 +210,77 @@ pub(crate) fn assemble(
         insert(&mut config, "", &leaf.path, leaf.value, schema);
     }
     Ok(config)
+}
+
+/// A changed configuration, and the paths of what is different in it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Changed {
+    pub(crate) config: Map<String, Value>,
+    /// What was set or unset, or the place of the choice that it belongs to: one variant takes the place of another.
+    pub(crate) paths: Vec<String>,
+}
+
+/// Lays what `--set` and `--unset` say over `base`.
+pub(crate) fn change(
+    base: Map<String, Value>,
+    set: &[String],
+    unset: &[String],
+    schema: &Schema,
+) -> Result<Changed, Error> {
+    let set = set.iter().map(|text| from_set(text, schema));
+    let set = set.collect::<Result<Vec<_>, _>>()?;
+    for path in unset {
+        let origin = format!("--unset {path}");
+        if schema.field(path).is_none() {
+            return Err(Error::Usage(unknown(&origin, path, schema)));
+        }
+        let overlaps = |a: &str, b: &str| a == b || a.starts_with(&format!("{b}."));
+        if let Some(set) = set
+            .iter()
+            .find(|set| overlaps(&set.path, path) || overlaps(path, &set.path))
+        {
+            return Err(Error::Usage(format!(
+                "{} and {origin} exclude each other",
+                set.origin
+            )));
+        }
+    }
+    let named = set.iter().map(|it| it.path.as_str());
+    let named = named.chain(unset.iter().map(String::as_str));
+    let mut paths: Vec<_> = named.map(|path| whole(path, schema).to_owned()).collect();
+    paths.sort();
+    paths.dedup();
+    let mut config = assemble(base, set, schema)?;
+    for path in unset {
+        remove(&mut config, path);
+    }
+    Ok(Changed { config, paths })
+}
+
+/// The outermost choice that `path` is in, or `path`.
+fn whole<'a>(path: &'a str, schema: &'a Schema) -> &'a str {
+    let places = schema.unions.iter().map(|union| union.path.as_str());
+    let holds = |place: &&str| {
+        let rest = path.strip_prefix(place);
+        rest.is_some_and(|rest| place.is_empty() || rest.starts_with('.'))
+    };
+    places
+        .filter(holds)
+        .min_by_key(|it| it.len())
+        .unwrap_or(path)
+}
+
+fn remove(object: &mut Map<String, Value>, path: &str) {
+    match path.split_once('.') {
+        None => {
+            object.remove(path);
+        }
+        Some((name, rest)) => {
+            if let Some(Value::Object(inner)) = object.get_mut(name) {
+                remove(inner, rest);
+            }
+        }
+    }
 }
 
 /// Splits an object into its fields, so that `--set net={"tap":{}}` meets `--net.null` where it contradicts it.
@@ -490,7 +564,7 @@ mod tests {
             "      --net.tap                   A TAP interface of the host.",
             "      --net.stream.path <STRING>  Path of the socket. [required with net.stream]",
             "      --net.null                  Drops every frame. [default]",
-            "      --queues <INTEGER>          Queues. [default: 4]",
+            "      --queues <INTEGER>          Queues. [default: 4] [changes by update]",
             "      --fast[=<BOOLEAN>]          [default: false]",
         ] {
             assert!(help.lines().any(|it| it == line), "no `{line}` in\n{help}");
@@ -507,5 +581,58 @@ mod tests {
         let matches = command.try_get_matches_from(["create"]).unwrap();
         assert!(from_flags(&matches, &schema).unwrap().is_empty());
         assert!(from_set("output=x", &schema).is_ok());
+    }
+
+    fn changed(set: &[&str], unset: &[&str]) -> Result<(Value, Vec<String>), String> {
+        let Value::Object(base) =
+            json!({"queues": 2, "net": {"tap": {"ifname": "a", "bridge": "b"}}})
+        else {
+            panic!()
+        };
+        let texts = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+        let changed = change(base, &texts(set), &texts(unset), &card());
+        changed
+            .map(|it| (it.config.into(), it.paths))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_change_says_what_is_different_and_keeps_the_rest() {
+        let tap = json!({"ifname": "a", "bridge": "b"});
+        let (config, paths) = changed(&["queues=3"], &["mac"]).unwrap();
+        assert_eq!(config, json!({"queues": 3, "net": {"tap": tap}}));
+        assert_eq!(paths, ["mac", "queues"]);
+        let (config, _) = changed(&[], &["queues"]).unwrap();
+        assert_eq!(config, json!({"net": {"tap": tap}}));
+    }
+
+    #[test]
+    fn a_choice_changes_as_a_whole() {
+        let (config, paths) = changed(&["net.loopback"], &[]).unwrap();
+        assert_eq!(config, json!({"queues": 2, "net": {"loopback": {}}}));
+        assert_eq!(paths, ["net"]);
+        let (config, paths) = changed(&["net.tap.ifname=c"], &["net.tap.bridge"]).unwrap();
+        assert_eq!(
+            config,
+            json!({"queues": 2, "net": {"tap": {"ifname": "c"}}})
+        );
+        assert_eq!(paths, ["net"]);
+    }
+
+    #[test]
+    fn what_is_unset_is_known_and_not_set_too() {
+        assert!(
+            changed(&[], &["queue"])
+                .unwrap_err()
+                .contains("did you mean queues?")
+        );
+        for (set, unset) in [
+            ("queues=3", "queues"),
+            ("net.tap.ifname=c", "net"),
+            ("net={\"tap\":{}}", "net.tap.ifname"),
+        ] {
+            let why = changed(&[set], &[unset]).unwrap_err();
+            assert!(why.contains("exclude each other"), "{why}");
+        }
     }
 }

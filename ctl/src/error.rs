@@ -9,7 +9,10 @@ use std::{
 
 use tonic::{Code, Status};
 
-use crate::{refusal, schema::Schema};
+use crate::{
+    refusal::{self, Flag},
+    schema::Schema,
+};
 
 /// The exit codes, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -56,8 +59,8 @@ pub(crate) enum Error {
     Refused {
         /// What the agent said.
         status: Box<Status>,
-        /// Paths of the model's fields that have flags.
-        flags: Vec<String>,
+        /// How the model's fields are given.
+        flags: Vec<Flag>,
     },
     /// The agent did not answer.
     #[error("no answer from the agent within {} s (see --timeout)", .0.as_secs_f64())]
@@ -171,10 +174,23 @@ impl Error {
 
     /// The same error, told in terms of the flags of `schema`.
     pub(crate) fn knowing(self, schema: &Schema) -> Self {
+        self.told_by(schema, "--")
+    }
+
+    /// The same, where fields are given by `--set`.
+    pub(crate) fn knowing_sets(self, schema: &Schema) -> Self {
+        self.told_by(schema, "--set ")
+    }
+
+    fn told_by(self, schema: &Schema, prefix: &str) -> Self {
         match self {
             Self::Refused { status, .. } => {
-                let flags = schema.fields.iter().filter(|field| field.has_flag());
-                let flags = flags.map(|field| field.path.clone()).collect();
+                let fields = schema.fields.iter().filter(|field| field.has_flag());
+                let flags = fields.map(|field| Flag {
+                    path: field.path.clone(),
+                    text: format!("{prefix}{}", field.path),
+                });
+                let flags = flags.collect();
                 Self::Refused { status, flags }
             }
             other => other,

@@ -71,6 +71,7 @@ async fn run(words: &[OsString], sink: &mut dyn Write) -> Result<(), Error> {
         }
         Command::Get(args) => cmd::get::run(args, client, output).await,
         Command::List(_) => cmd::get::list(client, output).await,
+        Command::Update(args) => cmd::update::run(args, client, output).await,
         Command::Delete(args) => cmd::delete::run(args, client, output).await,
         Command::Reset(args) => cmd::reset::run(args, client, output).await,
         Command::Models(args) => cmd::models::run(args, client, output).await,

@@ -6,6 +6,15 @@
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
+/// How a field of the model's configuration is given.
+#[derive(Debug)]
+pub(crate) struct Flag {
+    /// The field.
+    pub(crate) path: String,
+    /// What stands on the command line, without the value.
+    pub(crate) text: String,
+}
+
 /// One detail of a refusal.
 struct Detail {
     /// The field or thing.
@@ -16,7 +25,7 @@ struct Detail {
 }
 
 impl Detail {
-    fn new(subject: &str, description: &str, flags: &[String]) -> Self {
+    fn new(subject: &str, description: &str, flags: &[Flag]) -> Self {
         Self {
             subject: subject.to_owned(),
             flag: flag(subject, flags),
@@ -32,9 +41,8 @@ impl Detail {
     }
 }
 
-/// What `status` says: the message first, then a line for each detail. `flags` are the paths of the model's fields that
-/// have flags.
-pub(crate) fn lines(status: &Status, flags: &[String]) -> Vec<String> {
+/// What `status` says: the message first, then a line for each detail. `flags` is how the model's fields are given.
+pub(crate) fn lines(status: &Status, flags: &[Flag]) -> Vec<String> {
     let message = match status.message() {
         "" => status.code().description(),
         message => message,
@@ -71,7 +79,7 @@ pub(crate) fn lines(status: &Status, flags: &[String]) -> Vec<String> {
     lines
 }
 
-fn named(details: &ErrorDetails, flags: &[String]) -> Vec<Detail> {
+fn named(details: &ErrorDetails, flags: &[Flag]) -> Vec<Detail> {
     let mut named = Vec::new();
     if let Some(request) = details.bad_request() {
         for it in &request.field_violations {
@@ -96,13 +104,13 @@ fn named(details: &ErrorDetails, flags: &[String]) -> Vec<Detail> {
 }
 
 /// The flag or argument of vfuctl that fills a field of a request.
-fn flag(field: &str, flags: &[String]) -> Option<String> {
+fn flag(field: &str, flags: &[Flag]) -> Option<String> {
     if let Some(path) = field.strip_prefix("device.spec.config.") {
-        let known = flags.iter().any(|flag| flag == path);
-        return known.then(|| format!("--{path}"));
+        let known = flags.iter().find(|flag| flag.path == path);
+        return known.map(|flag| flag.text.clone());
     }
     let flag = match field {
-        "device_id" => "ID",
+        "device_id" | "device.name" => "ID",
         "device.spec.model" => "MODEL",
         "device.spec.config" => "--config",
         "request_id" => "--request-id",
@@ -118,7 +126,10 @@ mod tests {
     use tonic::Code;
 
     fn told(code: Code, message: &str, details: ErrorDetails) -> Vec<String> {
-        let flags = ["mac".to_owned(), "net.tap.ifname".to_owned()];
+        let flags = ["mac", "net.tap.ifname"].map(|path| Flag {
+            path: path.to_owned(),
+            text: format!("--{path}"),
+        });
         lines(&Status::with_error_details(code, message, details), &flags)
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Field {
     pub(crate) default: Option<Value>,
     /// Whether the object that holds it is wrong without it.
     pub(crate) required: bool,
+    /// Whether it can change while the device lives.
+    pub(crate) mutable: bool,
 }
 
 /// What a field takes.
@@ -171,6 +173,7 @@ struct Place {
     default: Option<Value>,
     required: bool,
     variant: bool,
+    mutable: bool,
 }
 
 impl Place {
@@ -182,6 +185,7 @@ impl Place {
             default: object.and_then(|it| it.get(name)).cloned(),
             required: false,
             variant: false,
+            mutable: self.mutable,
         }
     }
 }
@@ -193,9 +197,9 @@ pub(crate) fn names(choices: &[Choice]) -> Vec<&str> {
 
 /// `name` below `path`.
 pub(crate) fn join(path: &str, name: &str) -> String {
-    match path {
-        "" => name.to_owned(),
-        path => format!("{path}.{name}"),
+    match (path, name) {
+        (one, "") | ("", one) => one.to_owned(),
+        (path, name) => format!("{path}.{name}"),
     }
 }
 
@@ -250,6 +254,7 @@ impl Walk<'_> {
         self.field(place, Kind::Section { bare }, node, default.clone());
         for (name, property) in properties {
             let mut inner = place.property(name, default.as_ref());
+            inner.mutable |= is_mutable(node);
             inner.required = required.contains(&name.as_str());
             self.node(&inner, property);
         }
@@ -290,6 +295,7 @@ impl Walk<'_> {
         for (name, property, description) in objects {
             let mut inner = place.property(&name, default.as_ref());
             inner.variant = true;
+            inner.mutable |= is_mutable(node);
             let mut property = self.resolve(&property);
             if !description.is_empty() {
                 property.insert("description".to_owned(), description.into());
@@ -313,6 +319,7 @@ impl Walk<'_> {
                 description: paragraphs(text(node, "description")),
                 default,
                 required: place.required,
+                mutable: place.mutable || is_mutable(node),
             });
         }
     }
@@ -355,6 +362,11 @@ impl Walk<'_> {
 
 fn is_null(node: &Value) -> bool {
     node.get("type") == Some(&json!("null")) || node.get("const") == Some(&Value::Null)
+}
+
+/// The mark of what can change while the device lives, and all that is below it.
+fn is_mutable(node: &Map<String, Value>) -> bool {
+    node.get("x-vfu-mutable") == Some(&Value::Bool(true))
 }
 
 fn text<'a>(node: &'a Map<String, Value>, key: &str) -> &'a str {
@@ -437,9 +449,9 @@ pub(crate) mod tests {
                     "$ref": "#/$defs/Net",
                     "default": {"null": {}}
                 },
-                "queues": {"type": "integer", "default": 4, "description": "Queues."},
+                "queues": {"type": "integer", "default": 4, "description": "Queues.", "x-vfu-mutable": true},
                 "fast": {"type": "boolean", "default": false},
-                "limit": {"anyOf": [{"$ref": "#/$defs/Limit"}, {"type": "null"}]},
+                "limit": {"anyOf": [{"$ref": "#/$defs/Limit"}, {"type": "null"}], "x-vfu-mutable": true},
                 "rest": {"type": "array", "items": {"type": "string"}}
             },
             "$defs": {
@@ -563,6 +575,14 @@ pub(crate) mod tests {
         assert_eq!(field("queues").default, Some(json!(4)));
         assert!(field("net.stream.path").required);
         assert!(!field("net.tap.ifname").required);
+    }
+
+    #[test]
+    fn what_can_change_is_known_and_all_below_it() {
+        let card = card();
+        let mutable = card.fields.iter().filter(|it| it.mutable);
+        let paths: Vec<_> = mutable.map(|it| it.path.as_str()).collect();
+        assert_eq!(paths, ["limit", "limit.burst", "limit.rate", "queues"]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ const PAGE: usize = 2;
 #[derive(Clone, Default)]
 struct Fake {
     devices: Arc<Mutex<BTreeMap<String, Device>>>,
+    /// The last update.
+    update: Arc<Mutex<Option<UpdateDeviceRequest>>>,
     /// The last `grpc-timeout` header.
     deadline: Arc<Mutex<Option<String>>>,
 }
@@ -105,6 +107,27 @@ impl DeviceService for Fake {
         }))
     }
 
+    async fn update_device(&self, request: Request<UpdateDeviceRequest>) -> Answer<Device> {
+        let request = request.into_inner();
+        let wanted = request.device.clone().unwrap();
+        let device = self.device(&wanted.name)?;
+        let mask = request.update_mask.clone().unwrap().paths;
+        *self.update.lock().unwrap() = Some(request);
+        if mask.contains(&"spec.config.mac".to_owned()) {
+            let mut details = ErrorDetails::new();
+            details.add_bad_request_violation("device.spec.config.mac", "can't change");
+            return Err(Status::with_error_details(
+                Code::InvalidArgument,
+                "device.spec.config.mac: can't change",
+                details,
+            ));
+        }
+        match &*wanted.etag {
+            "" | "now" => Ok(device),
+            _ => Err(Status::aborted("it has changed")),
+        }
+    }
+
     async fn delete_device(&self, request: Request<DeleteDeviceRequest>) -> Answer<()> {
         let request = request.into_inner();
         let removed = self.devices.lock().unwrap().remove(&request.name);
@@ -125,9 +148,6 @@ impl DeviceService for Fake {
     type WatchStatsStream = tokio_stream::Empty<Result<WatchStatsResponse, Status>>;
     type ReadLogsStream = tokio_stream::Empty<Result<ReadLogsResponse, Status>>;
 
-    async fn update_device(&self, _: Request<UpdateDeviceRequest>) -> Answer<Device> {
-        unserved()
-    }
     async fn restart_device(&self, _: Request<RestartDeviceRequest>) -> Answer<Device> {
         unserved()
     }
@@ -319,6 +339,66 @@ async fn create_says_what_is_wrong() {
         assert_eq!(host.bad(line).await.0, 2, "{line}");
     }
     assert_eq!(host.fake.devices.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn update_sends_what_changes_and_names_it() {
+    let host = Host::new();
+    host.good("create e1000 nic0 --queues 2 --net.tap.ifname vfu0")
+        .await;
+    let sent = || host.fake.update.lock().unwrap().take().unwrap();
+    let text = host
+        .good("update nic0 --set queues=3 --label a/b.c=d --unlabel e --etag now")
+        .await;
+    assert_eq!(text, "devices/nic0 updated\n");
+    let request = sent();
+    let mask = request.update_mask.unwrap().paths;
+    assert_eq!(mask, ["labels.`a/b.c`", "labels.`e`", "spec.config.queues"]);
+    let device = request.device.unwrap();
+    assert_eq!((&*device.etag, &*device.labels["a/b.c"]), ("now", "d"));
+    let config = from_struct(&device.spec.unwrap().config.unwrap());
+    assert_eq!(config["queues"], 3);
+
+    let text = host.good("update nic0 --unset queues --dry-run").await;
+    assert_eq!(text, "devices/nic0 is valid; nothing was changed\n");
+    let request = sent();
+    assert!(request.validate_only);
+    let config = from_struct(&request.device.unwrap().spec.unwrap().config.unwrap());
+    assert_eq!(config, json!({"net": {"tap": {"ifname": "vfu0"}}}));
+    let json = host.good("update nic0 --label a=b -o json").await;
+    assert!(json.contains("\"devices/nic0\""), "{json}");
+    assert_eq!(sent().device.unwrap().spec, None, "only labels");
+}
+
+#[tokio::test]
+async fn update_says_what_is_wrong() {
+    let host = Host::new();
+    host.good("create e1000 nic0").await;
+    assert_eq!(
+        host.bad("update nic0 --set mac=x").await,
+        (
+            2,
+            "vfuctl: device.spec.config.mac (--set mac): can't change".into()
+        )
+    );
+    assert_eq!(
+        host.bad("update nic0 --set net.stream.mode=both").await.1,
+        "vfuctl: --set net.stream.mode=both: `both` is not one of connect, listen"
+    );
+    for (line, code) in [
+        ("update nic0", 2),
+        ("update", 2),
+        ("update nic0 --set queues=many", 2),
+        ("update nic0 --set colour=red", 2),
+        ("update nic0 --unset colour", 2),
+        ("update nic0 --label a", 2),
+        ("update nic0 --label a=b --unlabel a", 2),
+        ("update nic9 --set queues=1", 3),
+        ("update nic9 --label a=b", 3),
+        ("update nic0 --label a=b --etag then", 4),
+    ] {
+        assert_eq!(host.bad(line).await.0, code, "{line}");
+    }
 }
 
 #[tokio::test]

@@ -79,7 +79,8 @@ fn read(text: &str) -> Result<Map<String, Value>, Error> {
     }
 }
 
-fn labels(texts: &[String]) -> Result<HashMap<String, String>, Error> {
+/// What `--label` says.
+pub(super) fn labels(texts: &[String]) -> Result<HashMap<String, String>, Error> {
     let mut labels = HashMap::new();
     for text in texts {
         let Some((key, value)) = text.split_once('=') else {

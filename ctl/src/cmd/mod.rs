@@ -7,6 +7,7 @@ pub(crate) mod get;
 pub(crate) mod models;
 pub(crate) mod probe;
 pub(crate) mod reset;
+pub(crate) mod update;
 pub(crate) mod version;
 
 use crate::error::Error;

@@ -107,6 +107,7 @@ fn page(model: &Model) -> String {
                 field.path.clone(),
                 kind,
                 default,
+                if field.mutable { "yes" } else { "no" }.to_owned(),
                 description.unwrap_or_default().to_owned(),
             ]
         });
@@ -121,7 +122,10 @@ fn page(model: &Model) -> String {
         "Class:",
         model.class_code,
     );
-    text.push_str(&table(&["FIELD", "TYPE", "DEFAULT", "DESCRIPTION"], rows));
+    text.push_str(&table(
+        &["FIELD", "TYPE", "DEFAULT", "UPDATE", "DESCRIPTION"],
+        rows,
+    ));
     text
 }
 
@@ -160,10 +164,10 @@ e1000   8086:100e   020000   Intel 82540EM Gigabit Ethernet
             "{page}"
         );
         for line in [
-            "FIELD             TYPE             DEFAULT    DESCRIPTION",
-            "net.stream.mode   connect|listen   required   <none>",
-            "net.null          {}               chosen     Drops every frame.",
-            "queues            integer          4          Queues.",
+            "FIELD             TYPE             DEFAULT    UPDATE   DESCRIPTION",
+            "net.stream.mode   connect|listen   required   no       <none>",
+            "net.null          {}               chosen     no       Drops every frame.",
+            "queues            integer          4          yes      Queues.",
         ] {
             assert!(page.lines().any(|it| it == line), "no `{line}` in\n{page}");
         }
