@@ -1,6 +1,9 @@
 //! An agent's end of a device's control socket.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
@@ -31,6 +34,14 @@ impl Control {
         let control = seqpacket();
         connect(control.as_raw_fd(), &path).unwrap();
         (device, Self(control))
+    }
+
+    /// A connection to the control socket at this path.
+    pub(crate) fn connect(path: &Path) -> Self {
+        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+        let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        Self(fd)
     }
 
     /// Asks for something, and waits for the reply: whether it was done, or why not.

@@ -166,6 +166,52 @@ fn set_and_files_mean_the_same_as_flags() -> Result<()> {
 }
 
 #[test]
+fn a_living_device_is_updated_by_name_of_field() -> Result<()> {
+    let agent = Agent::start()?;
+    agent.ctl_ok("create e1000 nic0 --link down")?;
+    let config =
+        |agent: &Agent| -> Result<Value> { Ok(json(agent, "get nic0")?["spec"]["config"].clone()) };
+    ensure!(config(&agent)? == json!({"link": "down"}));
+    let told = agent.ctl_ok("update nic0 --set link=up --label tenant=blue")?;
+    ensure!(told == "devices/nic0 updated\n", "{told}");
+    let device = json(&agent, "get nic0")?;
+    ensure!(
+        device["spec"]["config"] == json!({"link": "up"}),
+        "{device}"
+    );
+    ensure!(device["labels"] == json!({"tenant": "blue"}), "{device}");
+    ensure!(device["generation"] == "2", "{device}");
+    let told = agent.ctl_ok("update nic0 --unset link --dry-run")?;
+    ensure!(told.contains("nothing was changed"), "{told}");
+    ensure!(config(&agent)? == json!({"link": "up"}));
+    agent.ctl_ok("update nic0 --unset link --unlabel tenant")?;
+    ensure!(config(&agent)? == json!({}));
+
+    let set = |field| ["update", "nic0", "--set", field];
+    let words = ["device.spec.config.mac (--set mac)", "create it anew"];
+    let mac = format!("mac={MAC}");
+    fails(&agent, &set(&mac), 2, &words)?;
+    let words = ["`left` is not one of up, down"];
+    fails(&agent, &set("link=left"), 2, &words)?;
+    fails(&agent, &set("lnk=up"), 2, &["did you mean link?"])?;
+    fails(
+        &agent,
+        &["update", "nic9", "--set", "link=up"],
+        3,
+        &["nic9"],
+    )?;
+    let stale = ["update", "nic0", "--label", "a=b", "--etag", "x"];
+    fails(&agent, &stale, 4, &["has changed"])?;
+    fails(&agent, &["update", "nic0"], 2, &["--set"])?;
+    let page = agent.ctl_ok("models e1000")?;
+    let link = page.lines().find(|line| line.starts_with("link "));
+    ensure!(link.is_some_and(|it| it.contains(" yes ")), "{page}");
+    agent.ctl_ok("delete nic0")?;
+    only(&agent, &[])?;
+    agent.stop()
+}
+
+#[test]
 fn help_lists_the_flags_of_the_model() -> Result<()> {
     let agent = Agent::start()?;
     let help = agent.ctl_ok("create e1000 --help")?;
