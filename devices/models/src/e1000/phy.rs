@@ -72,15 +72,16 @@ pub(super) struct Phy {
     held: bool,
     /// Which PHY it is, as in its second identifier.
     id2: u16,
-    extended_control: u16,
+    /// The bits of Extended PHY Specific Control that it lacks.
+    lacks: u16,
 }
 
 impl Phy {
     pub(super) fn new(chip: Chip) -> Self {
         // The 82543GC has Marvell's 88E1000 beside it, the others a later one inside, which knows downshift.
-        let (id2, extended_control) = match chip {
-            Chip::I82543gc => (0x0c50, 0x0060),
-            Chip::I82540em | Chip::I82545em => (0x0c20, 0x0d60),
+        let (id2, lacks) = match chip {
+            Chip::I82543gc => (0x0c50, phy::DOWNSHIFT),
+            Chip::I82540em | Chip::I82545em => (0x0c20, 0),
         };
         let mut phy = Self {
             registers: [0; REGISTERS],
@@ -93,7 +94,7 @@ impl Phy {
             cable: true,
             held: false,
             id2,
-            extended_control,
+            lacks,
         };
         phy.power_on();
         phy
@@ -112,14 +113,14 @@ impl Phy {
             cable: _,
             held,
             id2,
-            extended_control,
+            lacks,
         } = self;
         *registers = [0; REGISTERS];
         for register in phy::REGISTERS {
             registers[usize::from(register.number)] = register.power_on;
         }
         registers[usize::from(phy::ID2)] = *id2;
-        registers[usize::from(phy::EXTENDED_SPECIFIC_CONTROL)] = *extended_control;
+        registers[usize::from(phy::EXTENDED_SPECIFIC_CONTROL)] &= !*lacks;
         *window = [0; REGISTERS];
         *link_lost = false;
         *page_received = false;
@@ -317,6 +318,14 @@ impl Phy {
         usize::from(self.get(phy::WINDOW_SELECT)) % REGISTERS
     }
 
+    /// What software can change of a register in this PHY.
+    fn writable(&self, register: &Register) -> u16 {
+        match register.number {
+            phy::EXTENDED_SPECIFIC_CONTROL => register.writable & !self.lacks,
+            _ => register.writable,
+        }
+    }
+
     /// Writes a register. Returns whether the link went away, if only for a moment.
     pub(super) fn write(&mut self, register: u8, value: u16) -> bool {
         let before = self.seen();
@@ -327,8 +336,9 @@ impl Phy {
         let Some(declared) = declared(register) else {
             return false;
         };
+        let writable = self.writable(declared);
         let now = &mut self.registers[usize::from(register)];
-        *now = *now & !declared.writable | value & declared.writable;
+        *now = *now & !writable | value & writable;
         if register != phy::CONTROL {
             return false;
         }
@@ -364,7 +374,7 @@ impl Phy {
             held,
             // The host's.
             id2: _,
-            extended_control: _,
+            lacks: _,
         } = self;
         state::Phy {
             registers: registers.to_vec(),
@@ -398,7 +408,7 @@ impl Phy {
         };
         let power_on = Self::new(chip);
         let can_be = |number: u8, value: u16| {
-            let writable = declared(number).map_or(0, |register| register.writable);
+            let writable = declared(number).map_or(0, |register| power_on.writable(register));
             let driven = match number {
                 phy::INTERRUPT_STATUS => phy::INTERRUPTS_USED,
                 _ => 0,

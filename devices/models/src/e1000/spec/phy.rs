@@ -64,6 +64,8 @@ pub(in crate::e1000) const REGISTERS: [Register; 11] = [
 
 /// The bits of Control that take effect only when the PHY begins anew, section 11.1.3.
 pub(in crate::e1000) const CONTROL_LATCHED: u16 = 0x3140;
+/// The bits of Extended PHY Specific Control about downshift, which the 88E1000 lacks, section 11.2.2.
+pub(in crate::e1000) const DOWNSHIFT: u16 = 0x0f00;
 /// What the PHY itself sets in Interrupt Status.
 pub(in crate::e1000) const INTERRUPTS_USED: u16 = 0xfc00;
 

@@ -72,6 +72,15 @@ fn the_phy_is_written_bit_by_bit() {
     assert_eq!(guest.read32(0, ICR), LSC);
 }
 
+/// Linux sets a downshift that this PHY lacks, and does not expect to read it back.
+#[test]
+fn the_88e1000_has_no_downshift() {
+    let mut guest = card();
+    assert_eq!(read(&mut guest, 1, 20), 0x0060);
+    write(&mut guest, 20, 0x0f70);
+    assert_eq!(read(&mut guest, 1, 20), 0x0070);
+}
+
 #[test]
 fn a_frame_may_come_without_a_preamble_and_after_nonsense() {
     let mut guest = card();
