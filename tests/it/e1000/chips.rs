@@ -21,6 +21,13 @@ fn is_used_and_passes(chip: &str, id: &str) -> Result<Wired> {
     Ok(wired)
 }
 
+/// Linux reaches the EEPROM and the PHY of this one pin by pin.
+#[test]
+fn linux_uses_an_82543gc() -> Result<()> {
+    require!(Qemu, Tap);
+    is_used_and_passes("82543gc", "1004").map(|_| ())
+}
+
 /// The driver lets nobody tell the smaller chips how long to wait with an interrupt.
 #[test]
 fn linux_uses_an_82545em_and_its_interrupts_are_throttled() -> Result<()> {
