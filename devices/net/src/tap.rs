@@ -21,7 +21,6 @@ use std::{
     },
     path::Path,
     thread,
-    time::Instant,
 };
 
 use nix::{
@@ -129,12 +128,7 @@ impl Backend for Tap {
         Some(self.poller.fd())
     }
 
-    fn run(&mut self, _now: Instant) {
-        let [tun] = self.poller.events();
-        if tun.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
-            self.give_up("the interface was deleted");
-        }
-    }
+    // Nothing to run: whoever waits for something tries it then, and is told so by the attempt when the interface is gone.
 
     fn wait_for(&mut self, interest: Interest) {
         if interest != self.interest {
