@@ -186,6 +186,46 @@ fn the_longest_frame_goes_both_ways_and_a_longer_one_is_an_error() {
 }
 
 #[test]
+fn a_peer_that_never_stops_keeps_nobody() {
+    let place = Place::new();
+    let (mut stream, socket) = place.pair(Mode::Listen);
+    stream.wait_for(RECEIVE);
+    let flood = std::thread::spawn(move || {
+        let mut socket = socket;
+        let frames = [&600_u32.to_be_bytes()[..], &frame(600, 1)]
+            .concat()
+            .repeat(100);
+        while socket.0.write_all(&frames).is_ok() {}
+    });
+    // All are too long for the buffer, so that a call that took what there is would never return.
+    for _ in 0..500 {
+        assert!(readable(&stream, 1000));
+        stream.run(Instant::now());
+        assert_eq!(stream.receive(&mut [0; 100]), None);
+    }
+    assert_eq!(receive(&mut stream, 600), frame(600, 1));
+    drop(stream);
+    flood.join().unwrap();
+}
+
+#[test]
+fn a_frame_that_never_ends_wakes_nobody() {
+    let place = Place::new();
+    for mode in [Mode::Listen, Mode::Connect] {
+        let (mut stream, mut socket) = place.pair(mode);
+        stream.wait_for(RECEIVE);
+        socket.0.write_all(&1514_u32.to_be_bytes()).unwrap();
+        for byte in frame(1513, 1) {
+            socket.0.write_all(&[byte]).unwrap();
+            assert!(readable(&stream, 1000));
+            stream.run(Instant::now());
+            assert_eq!(stream.receive(&mut [0; 1514]), None);
+            assert!(!readable(&stream, 0));
+        }
+    }
+}
+
+#[test]
 fn connects_when_the_peer_comes_and_again_when_it_comes_back() {
     let place = Place::new();
     let mut stream = place.open(Mode::Connect);
