@@ -42,7 +42,7 @@ const COUNTED_DOORBELL: u64 = 64;
 #[derive(Args)]
 pub(crate) struct E1000 {
     /// How often each has its turn
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// Only these works [default: all]
     #[arg(long, value_enum, value_name = "NAME")]
