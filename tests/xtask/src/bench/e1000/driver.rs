@@ -3,7 +3,9 @@
 //!
 //! It does with the device what Linux's driver does: every frame has RS, the FCS of received ones is left in place,
 //! checksums are verified by the device, and buffers are given back a few at a time. Once woken it takes what is done,
-//! reads ICR and ends the interrupt (both in one message to the server), looks again, and waits.
+//! reads ICR and ends the interrupt (both in one packet to the server), looks again, and waits.
+//!
+//! What it sends it has written once, and what it received it does not read: that is the guest's work and not the device's.
 
 use std::{
     io::{ErrorKind, Read, Write},
