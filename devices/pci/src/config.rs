@@ -71,6 +71,29 @@ struct Status {
     detected_parity_error: bool,
 }
 
+/// Power Management Capabilities (PCI Power Management 1.1, section 3.2.3), as far as functions differ. There is neither D1
+/// nor D2.
+#[bitfield(u16)]
+#[derive(PartialEq, Eq)]
+pub struct PowerCapabilities {
+    /// Of the specification: 2 for 1.1.
+    #[bits(3, default = 2)]
+    version: u8,
+    #[bits(2)]
+    __: u8,
+    /// DSI: its own driver has to initialize the function after it left D3.
+    pub needs_initialization: bool,
+    #[bits(5)]
+    __: u8,
+    /// PME# can come from D0.
+    pub pme_from_d0: bool,
+    #[bits(2)]
+    __: u8,
+    /// PME# can come from D3hot.
+    pub pme_from_d3hot: bool,
+    __: bool,
+}
+
 /// Power Management Control/Status (PCI Power Management 1.1, section 3.2.4).
 #[bitfield(u16)]
 struct PowerControl {
@@ -160,8 +183,8 @@ impl Bar {
 /// A capability of the list, section 6.7.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// PCI Power Management 1.1: D0 and D3hot. Leaving D3hot resets the function.
-    PowerManagement,
+    /// PCI Power Management 1.1: D0 and D3hot. Leaving D3hot resets the function. PME# is never asserted.
+    PowerManagement(PowerCapabilities),
     /// Message Signaled Interrupts, section 6.8.1: one message, to an address of 64 bits, that can't be masked.
     Msi,
 }
@@ -174,7 +197,7 @@ impl Capability {
 
     fn id(&self) -> u8 {
         match self {
-            Self::PowerManagement => Self::POWER_MANAGEMENT_ID,
+            Self::PowerManagement(_) => Self::POWER_MANAGEMENT_ID,
             Self::Msi => Self::MSI_ID,
         }
     }
@@ -316,10 +339,11 @@ impl ConfigSpace {
             put(&mut self.power_on, at, &[capability.id()]);
             link = at + 1;
             match capability {
-                Capability::PowerManagement => {
-                    // Version 2; no PME from any state, no auxiliary current, D1 and D2 absent.
-                    put(&mut self.power_on, at + 2, &2u16.to_le_bytes());
-                    let control = PowerControl::new().with_state(3).with_pme_enable(true);
+                Capability::PowerManagement(says) => {
+                    let bits = says.into_bits().to_le_bytes();
+                    put(&mut self.power_on, at + 2, &bits);
+                    let has_pme = says.pme_from_d0() || says.pme_from_d3hot();
+                    let control = PowerControl::new().with_state(3).with_pme_enable(has_pme);
                     let power_control = at + Capability::POWER_MANAGEMENT_CONTROL;
                     let writable = control.into_bits().to_le_bytes();
                     put(&mut self.writable, power_control, &writable);
@@ -363,9 +387,16 @@ impl ConfigSpace {
     /// # Panics
     /// When the range is not inside the space: the server has checked it.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
+        let state_before = self.power_control.map(|at| self.value[at]);
         for (at, new) in (offset..).zip(data) {
             let kept = self.value[at] & !self.writable[at] & !(new & self.write_one_to_clear[at]);
             self.value[at] = kept | (new & self.writable[at]);
+        }
+        if let (Some(at), Some(before)) = (self.power_control, state_before)
+            && matches!(PowerControl::from_bits(self.word(at)).state(), 1 | 2)
+        {
+            // Section 3.2.4: a state that is not there is discarded. The byte holds nothing else that can be written.
+            self.value[at] = before;
         }
     }
 
@@ -463,13 +494,20 @@ mod tests {
             size_bytes: 0x20000,
         });
         bars[1] = Some(Bar::Io { size_bytes: 64 });
+        let pm = PowerCapabilities::new()
+            .with_needs_initialization(true)
+            .with_pme_from_d0(true)
+            .with_pme_from_d3hot(true);
         ConfigSpace::new(&Identity {
             vendor_id: 0x8086,
             device_id: 0x100e,
             class_code: 0x02_0000,
             interrupt_pin: true,
             bars,
-            capabilities: vec![(0xdc, Capability::PowerManagement), (0xf0, Capability::Msi)],
+            capabilities: vec![
+                (0xdc, Capability::PowerManagement(pm)),
+                (0xf0, Capability::Msi),
+            ],
             ..Identity::default()
         })
     }
@@ -537,10 +575,19 @@ mod tests {
     fn the_capability_list_has_power_management() {
         let mut space = space();
         assert_eq!(read32(&space, 0x34), 0xdc);
-        assert_eq!(read32(&space, 0xdc), 0x0002_f001);
+        assert_eq!(read32(&space, 0xdc), 0x4822_f001);
         assert!(space.is_on());
         space.write(0xe0, &[3]);
         assert!(!space.is_on());
+    }
+
+    #[test]
+    fn a_power_state_that_is_not_there_is_discarded() {
+        let mut space = space();
+        for (written, state) in [(1, 0), (3, 3), (2, 3), (1, 3), (0, 0), (2, 0)] {
+            space.write(0xe0, &[written, 1]);
+            assert_eq!(read32(&space, 0xe0), 0x100 | state, "after {written}");
+        }
     }
 
     #[test]

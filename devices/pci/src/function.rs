@@ -378,7 +378,7 @@ mod tests {
     use vfio_user::{Device as _, IrqAction, Irqs};
 
     use super::*;
-    use crate::{Bar, Capability, Identity, testing::Guest};
+    use crate::{Bar, Capability, Identity, PowerCapabilities, testing::Guest};
 
     /// Four bytes that keep what is written. A one in the first raises the line; bit 7 of it copies the second to guest
     /// memory at 0x100.
@@ -392,7 +392,10 @@ mod tests {
                 interrupt_pin: true,
                 bars,
                 rom: Some(Rom::of(&[0x55, 0xaa, 1])),
-                capabilities: vec![(0x40, Capability::PowerManagement), (0x50, Capability::Msi)],
+                capabilities: vec![
+                    (0x40, Capability::PowerManagement(PowerCapabilities::new())),
+                    (0x50, Capability::Msi),
+                ],
                 ..Identity::default()
             }
         }

@@ -17,7 +17,7 @@ pub mod testing;
 use std::{os::fd::BorrowedFd, time::Instant};
 
 pub use bus::{Bus, BusError};
-pub use config::{Bar, Capability, Command, ConfigSpace, Identity};
+pub use config::{Bar, Capability, Command, ConfigSpace, Identity, PowerCapabilities};
 pub use function::{Function, NoRequest};
 pub use rom::{Rom, RomError};
 pub use saved::{LoadError, Saved};

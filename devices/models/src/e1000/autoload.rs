@@ -4,7 +4,7 @@
 //! address is valid. The identity in configuration space comes from the EEPROM as well, once, when the card gets power: a
 //! VMM has looked at it by the time that a guest could change it.
 
-use pci::{Bar, Capability, Identity, regs::Regs};
+use pci::{Bar, Capability, Identity, PowerCapabilities, regs::Regs};
 
 use super::{
     Controller,
@@ -103,6 +103,14 @@ fn load_addresses(regs: &mut Regs, eeprom: &Eeprom, management: ManagementContro
     regs.set(spec::IPAV, valid);
 }
 
+/// Section 6.3.3.3, for a card without auxiliary power.
+fn power() -> PowerCapabilities {
+    PowerCapabilities::new()
+        .with_needs_initialization(true)
+        .with_pme_from_d0(true)
+        .with_pme_from_d3hot(true)
+}
+
 impl Controller {
     /// Reads the EEPROM again, as after a reset.
     pub(super) fn load_eeprom(&mut self, occasion: Occasion) {
@@ -123,7 +131,7 @@ impl Controller {
             interrupt_pin: true,
             bars: [None; 6],
             rom: self.rom.clone(),
-            capabilities: vec![(0xdc, Capability::PowerManagement)],
+            capabilities: vec![(0xdc, Capability::PowerManagement(power()))],
         };
         let init1 = signed(&self.eeprom).unwrap_or_default();
         if init1.load_ids() {

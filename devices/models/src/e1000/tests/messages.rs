@@ -38,6 +38,19 @@ fn the_capabilities_are_power_management_and_msi() {
 }
 
 #[test]
+fn power_management_offers_d0_and_d3_and_needs_the_driver_after_it() {
+    let mut driver = Driver::new();
+    // Version 010b, DSI, and PME# from D0 and D3hot.
+    assert_eq!(config(&mut driver, 0xdc) >> 16, 0x4822);
+    for (written, state) in [(1, 0), (2, 0), (3, 3), (1, 3), (0, 0)] {
+        driver.guest.config_write(0xe0, &[written]);
+        assert_eq!(config(&mut driver, 0xe0), state, "after {written}");
+    }
+    driver.guest.config_write(0xe1, &[1]);
+    assert_eq!(config(&mut driver, 0xe0), 0x100, "PME_En");
+}
+
+#[test]
 fn msi_has_one_message_to_an_address_of_64_bits() {
     let mut driver = Driver::new();
     assert_eq!(config(&mut driver, 0xf0), 0x0080_0005);
