@@ -69,8 +69,9 @@ impl Controller {
     fn update_link(&mut self, bus: &mut Bus<'_>, interrupted: bool) {
         let changed = self.update_status();
         if changed {
-            // Frames no longer wait where there is no link, but are lost.
-            self.resume_receive(bus);
+            // Frames no longer wait where there is no link, but are lost: in the next run, since now the device may not even
+            // be running.
+            self.rx.more |= self.rx.blocked;
         }
         let mut causes = Causes::new();
         causes.set_link_change(changed || interrupted && self.link_up());

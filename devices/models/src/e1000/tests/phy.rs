@@ -108,6 +108,38 @@ fn a_device_that_is_stopped_tells_of_its_cable_when_it_goes_on() {
 }
 
 #[test]
+fn a_cable_that_changes_while_the_device_is_stopped_costs_no_frame() {
+    let mut driver = Driver::receiving(8, 0x0400_8018);
+    for size in 60..68 {
+        driver.arrive(&frame(MAC, size));
+    }
+    assert!(!driver.wire.state().interest.receive, "the last one waits");
+    driver.guest.set_running(false);
+    driver.guest.update(&json!({"link": "down"})).unwrap();
+    driver.guest.update(&json!({"link": "up"})).unwrap();
+    driver.guest.set_running(true);
+    driver.write(RDT, 2);
+    driver.guest.run_until_idle();
+    // MPC, and the frame.
+    assert_eq!(driver.read(0x4010), 0);
+    assert_eq!(driver.received(7).data, frame(MAC, 67));
+}
+
+#[test]
+fn frames_do_not_wait_for_a_cable_that_was_pulled() {
+    let mut driver = Driver::receiving(8, 0x8018);
+    for size in 60..68 {
+        driver.arrive(&frame(MAC, size));
+    }
+    driver.wire.arrive(&frame(MAC, 68));
+    driver.guest.update(&json!({"link": "down"})).unwrap();
+    assert_eq!(driver.guest.due_in(), Some(std::time::Duration::ZERO));
+    driver.guest.run_until_idle();
+    let state = driver.wire.state();
+    assert!(state.arriving.is_empty() && state.interest.receive);
+}
+
+#[test]
 fn negotiating_anew_is_a_link_change() {
     let mut driver = Driver::new();
     driver.set_link_up();
