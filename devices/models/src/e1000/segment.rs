@@ -135,6 +135,7 @@ impl Segmenter {
         };
         let (ip_bytes, tcp_bytes) = context.header().least_bytes();
         let sound = context.segments.segment_bytes() > 0
+            && !packet.is_empty()
             && header_bytes <= packet.len()
             && usize::from(context.segments.segment_bytes()).min(packet.len() - header_bytes)
                 <= FRAME_BYTES_MAX - header_bytes

@@ -94,7 +94,16 @@ impl Way<'_, '_> {
     /// Sends a frame, and counts what then goes over the wire.
     pub(super) fn send(&mut self, frame: &[u8], offload: Offload) -> Result<(), Pause> {
         let bytes = frame.len() as u32;
-        self.spend(OVERHEAD_BYTES + bytes)?;
+        let frames = match offload {
+            // Who takes it whole may have to cut it before he answers.
+            Offload::Segment {
+                header_bytes,
+                segment_bytes,
+                ..
+            } => (bytes - u32::from(header_bytes)).div_ceil(segment_bytes.into()),
+            Offload::None | Offload::Checksum { .. } => 1,
+        };
+        self.spend(frames * OVERHEAD_BYTES + bytes)?;
         match self.path {
             Path::Backend => self.backend.send(frame, offload)?,
             Path::Loopback => {

@@ -205,3 +205,33 @@ fn one_byte_segments_are_bounded_per_run() {
     driver.guest.run();
     assert!((1..3000).contains(&driver.wire.sent().len()));
 }
+
+/// The kernel may have to cut what a backend takes whole, within the call.
+#[test]
+fn segments_that_the_backend_cuts_are_bounded_per_run_as_well() {
+    let mut driver = Driver::transmitting(4096);
+    driver.wire.state().offloads.segment = true;
+    let offsets = 14 | 24 << 8 | 33 << 16 | 34 << 32 | 50 << 40;
+    for _ in 0..8 {
+        driver.queue(offsets, 0x27 << 24 | 54 << 40 | 1 << 48 | 64_000);
+        driver.queue(TX_DATA, 0x2f << 24 | 1 << 20 | 3 << 40 | 64_000);
+    }
+    driver.write(TDT, 16);
+    assert_eq!(driver.wire.sent().len(), 1);
+    driver.guest.run();
+    assert_eq!(driver.wire.sent().len(), 1);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent().len(), 6);
+}
+
+#[test]
+fn a_packet_of_nothing_is_no_segment() {
+    let mut driver = Driver::transmitting(8);
+    // Without PSP, and with a header of no bytes.
+    driver.write(TCTL, 2);
+    driver.queue(0, 0x24 << 24 | 1 << 48);
+    let last = driver.queue(TX_DATA, 0x2d << 24 | 1 << 20);
+    driver.ring();
+    assert_eq!(driver.transmit_status(last), 1);
+    assert_eq!(driver.wire.sent(), [[0; 0]; 0]);
+}
