@@ -9,7 +9,7 @@ use super::{
     Controller, packet_buffer,
     spec::{
         self,
-        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba, Rdtr},
+        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba, Rdtr, Tctl},
     },
     statistics,
 };
@@ -53,7 +53,7 @@ impl Controller {
             spec::TXDCTL => self.write_transmit_control(bus),
             spec::TCTL => {
                 self.send_pauses(bus);
-                self.transmit(bus);
+                self.write_transmit_enable(bus, Tctl::from_bits(now));
             }
             spec::ICR => self.interrupts.write_cause(&self.regs, bus, data),
             spec::ITR => self.interrupts.update(&self.regs, bus),

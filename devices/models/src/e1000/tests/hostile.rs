@@ -235,3 +235,53 @@ fn a_packet_of_nothing_is_no_segment() {
     assert_eq!(driver.transmit_status(last), 1);
     assert_eq!(driver.wire.sent(), [[0; 0]; 0]);
 }
+
+#[test]
+fn nothing_is_written_behind_a_ring_that_is_shorter_than_the_threshold() {
+    let mut driver = Driver::transmitting(8);
+    driver.guest.advance(Duration::ZERO);
+    // TIDV, and TXDCTL with GRAN and the highest WTHRESH.
+    driver.write(0x3820, 0xffff);
+    driver.write(0x3828, 1 << 24 | 63 << 16);
+    for _ in 0..8 {
+        for _ in 0..7 {
+            driver.queue_data(&frame(MAC, 60), EOP | IFCS | RS);
+        }
+        driver.ring();
+    }
+    driver.guest.advance(Duration::from_secs(1));
+    driver.guest.run_until_idle();
+    let behind = driver.guest.load(TX_RING + 8 * 16, 64 * 16);
+    assert!(behind.iter().all(|byte| *byte == 0));
+    assert!((0..8).all(|index| driver.transmit_status(index) == 1));
+}
+
+#[test]
+fn a_ring_that_shrinks_under_descriptors_that_wait_is_not_left() {
+    let mut driver = Driver::transmitting(128);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(0x3820, 0xffff);
+    driver.write(0x3828, 1 << 24 | 63 << 16);
+    for _ in 0..60 {
+        driver.queue_data(&frame(MAC, 60), EOP | IFCS | RS);
+    }
+    driver.ring();
+    driver.write(TDLEN, 8 * 16);
+    driver.guest.advance(Duration::from_secs(1));
+    driver.guest.run_until_idle();
+    assert!((8..60).all(|index| driver.transmit_status(index) == 0));
+}
+
+#[test]
+fn a_transmitter_that_is_switched_off_owes_no_status() {
+    let mut driver = Driver::transmitting(8);
+    driver.guest.advance(Duration::ZERO);
+    driver.write(0x3820, 0xffff);
+    driver.write(0x3828, 1 << 24 | 4 << 16);
+    let index = driver.queue_data(&frame(MAC, 60), EOP | IFCS | RS);
+    driver.ring();
+    assert_eq!(driver.transmit_status(index), 0, "it waits for others");
+    driver.write(TCTL, 8);
+    assert_eq!(driver.transmit_status(index), 1);
+    assert_eq!(driver.guest.due_in(), None);
+}

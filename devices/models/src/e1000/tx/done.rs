@@ -39,19 +39,20 @@ pub(super) struct Done {
 }
 
 impl Done {
-    /// The descriptor at `index` is done. Returns whether there is no room for another.
-    pub(super) fn add(&mut self, index: u32, reports: bool, delays: bool) -> bool {
+    /// The descriptor at the ring's head is done. Returns whether there is no room for another, here or in the ring: a
+    /// guest need not wait to be told of a descriptor before it uses it again.
+    pub(super) fn add(&mut self, ring: &Ring, reports: bool, delays: bool) -> bool {
         if self.count == 0 && !reports {
             return false;
         }
         if self.count == 0 {
-            self.first = index;
+            self.first = ring.head();
         }
         self.reported |= u64::from(reports) << self.count;
         self.at_once |= reports && !delays;
         self.delayed |= reports && delays;
         self.count += 1;
-        self.count == CAPACITY
+        self.count >= CAPACITY.min(ring.count)
     }
 
     /// How many wait.
@@ -83,7 +84,8 @@ impl Done {
             delayed,
             due: _,
         } = std::mem::take(self);
-        if count == 0 || first >= ring.count {
+        // The guest may have made the ring shorter since.
+        if count == 0 || first >= ring.count || count > ring.count {
             return;
         }
         let before_wrap = ring.count - first;

@@ -117,6 +117,14 @@ impl Controller {
         self.transmit(bus);
     }
 
+    /// The guest switched the transmitter. One that is off has nothing left to write to a ring that may be gone soon.
+    pub(super) fn write_transmit_enable(&mut self, bus: &mut Bus<'_>, control: Tctl) {
+        if !control.enable() {
+            self.write_back(bus, Events::default());
+        }
+        self.transmit(bus);
+    }
+
     /// The guest changed the threshold by which descriptors are reported.
     pub(super) fn write_transmit_control(&mut self, bus: &mut Bus<'_>) {
         if self.tx.done.count() >= self.write_back_threshold(bus) {
@@ -313,7 +321,7 @@ impl Transmitter {
         }
         self.send_ready(way)?;
         let (reports, delays) = (legacy.report_status(), legacy.delay_interrupt());
-        if self.done.add(ring.head(), reports, delays) {
+        if self.done.add(ring, reports, delays) {
             self.done.write(ring, way.bus, &mut way.events);
         }
         ring.advance();
