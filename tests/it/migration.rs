@@ -161,13 +161,11 @@ fn traffic_goes_on_in_another_process_and_nothing_is_lost_or_doubled() {
         assert_eq!(driver.wait_received(index), frame(100 + index as usize));
     }
     assert_eq!(driver.wait_interrupt() & 0x80, 0x80, "RXT0");
-    // Buffers 5 and 6 are left: this one needs one more, and waits in the card.
+    // Buffers 5 and 6 are left: this one needs one more, and its end waits in the card.
     let long = frame(5000);
     write_frame(&mut station, &long);
-    let held = command::wait_for("a frame to wait", LIMIT, || {
-        Ok((driver.read(0x40a0) == 1).then_some(()))
-    });
-    held.unwrap();
+    let begun = command::wait_for("a frame to begin", LIMIT, || Ok(driver.buffer(6)));
+    assert!(!begun.unwrap().1, "the frame goes on");
     let count = send_until_full(&mut driver);
     assert!(count > RING as usize);
 
