@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
@@ -67,8 +67,15 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name])) {
-            eprintln!("{error:#}");
+        // Not by a wait that an interrupted program gives up.
+        let deleted = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status();
+        if !deleted.as_ref().is_ok_and(ExitStatus::success) {
+            eprintln!(
+                "can't delete the network namespace {}: {deleted:?}",
+                self.name
+            );
         }
     }
 }
