@@ -126,15 +126,18 @@ impl Flow {
             Kind::Unsupported => regs.count(spec::FCRUC, 1),
             Kind::Pause { slots: 0 } => {
                 regs.count(spec::XONRXC, 1);
-                self.resume(regs);
+                if let Some(until) = &mut self.paused_until {
+                    // The pause is over in the next run, which is due at once and sends what has waited.
+                    *until = bus.now();
+                    show(regs, false);
+                }
             }
             Kind::Pause { slots } => {
                 regs.count(spec::XOFFRXC, 1);
                 let status = Status::from_bits(regs.get(spec::STATUS));
                 if status.full_duplex() {
                     self.paused_until = Some(bus.now() + slot(status) * u32::from(slots));
-                    let status = status.with_transmission_paused(true);
-                    regs.set(spec::STATUS, status.into_bits());
+                    show(regs, true);
                 }
             }
         }
@@ -149,20 +152,19 @@ impl Flow {
         if obeys && bus.now() < until {
             return true;
         }
-        self.resume(regs);
+        self.paused_until = None;
+        show(regs, false);
+        let enabled = Tctl::from_bits(regs.get(spec::TCTL)).enable();
+        if enabled && regs.get(spec::TDH) != regs.get(spec::TDT) {
+            // One packet was to be sent, and the others have waited for it (section 13.7.11).
+            regs.count(spec::DC, 1);
+        }
         false
     }
 
     /// When the pause ends.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.paused_until
-    }
-
-    fn resume(&mut self, regs: &mut Regs) {
-        self.paused_until = None;
-        let status = Status::from_bits(regs.get(spec::STATUS));
-        let status = status.with_transmission_paused(false);
-        regs.set(spec::STATUS, status.into_bits());
     }
 
     pub(super) fn save(&self, now: Instant) -> state::Flow {
@@ -195,6 +197,13 @@ impl Flow {
             full: *full,
         })
     }
+}
+
+/// STATUS.TXOFF.
+fn show(regs: &mut Regs, paused: bool) {
+    let status = Status::from_bits(regs.get(spec::STATUS));
+    let status = status.with_transmission_paused(paused);
+    regs.set(spec::STATUS, status.into_bits());
 }
 
 /// What the partner is to be told.

@@ -67,7 +67,10 @@ impl Controller {
 
     /// As [`Controller::update_status`], and tells the guest. `interrupted`: the link was away for a moment.
     fn update_link(&mut self, bus: &mut Bus<'_>, interrupted: bool) {
+        let was_paused = self.flow.deadline().is_some();
         let changed = self.update_status();
+        // What a pause held back goes on in the next run.
+        self.tx.more |= was_paused && self.flow.deadline().is_none();
         if changed {
             // Frames no longer wait where there is no link, but are lost: in the next run, since now the device may not even
             // be running.

@@ -10,6 +10,7 @@ const FCT: u64 = 0x0030;
 const FCTTV: u64 = 0x0170;
 const FCRTL: u64 = 0x2160;
 const FCRTH: u64 = 0x2168;
+const DC: u64 = 0x4030;
 const XONRXC: u64 = 0x4048;
 const XONTXC: u64 = 0x404c;
 const XOFFRXC: u64 = 0x4050;
@@ -86,6 +87,34 @@ fn xoff_silences_the_transmitter_for_its_slots() {
 }
 
 #[test]
+fn a_pause_defers_the_packet_that_waits_for_its_end() {
+    let mut driver = driver(RFCE, RECEIVE);
+    driver.arrive(&control(GROUP, 1, 0));
+    driver.arrive(&control(GROUP, 1, 100));
+    driver.arrive(&control(GROUP, 1, 0));
+    assert_eq!(driver.read(DC), 0, "there was nothing to send");
+    driver.arrive(&control(GROUP, 1, 100));
+    for _ in 0..3 {
+        queue_frame(&mut driver);
+    }
+    driver.arrive(&control(GROUP, 1, 0));
+    assert_eq!(driver.wire.sent().len(), 3);
+    assert_eq!(driver.read(DC), 1, "only the first was to be sent at once");
+    driver.arrive(&control(GROUP, 1, 1));
+    queue_frame(&mut driver);
+    driver.guest.advance(Duration::from_nanos(512));
+    driver.guest.run_until_idle();
+    assert_eq!(driver.wire.sent().len(), 1);
+    assert_eq!((driver.read(DC), driver.read(DC)), (1, 0));
+    driver.arrive(&control(GROUP, 1, 1));
+    driver.write(TCTL, 0);
+    queue_frame(&mut driver);
+    driver.guest.advance(Duration::from_nanos(512));
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(DC), 0, "the transmitter is off");
+}
+
+#[test]
 fn a_pause_ends_though_nothing_is_to_be_sent() {
     let mut driver = driver(RFCE, RECEIVE);
     driver.arrive(&control(GROUP, 1, 100));
@@ -122,10 +151,33 @@ fn xon_ends_the_pause() {
     driver.arrive(&control(GROUP, 1, 0xffff));
     let frame = queue_frame(&mut driver);
     driver.arrive(&control(MAC, 1, 0));
-    driver.guest.run_until_idle();
     assert_eq!(driver.wire.sent(), [frame]);
+    assert_eq!(driver.guest.due_in(), None);
     assert_eq!(driver.read(STATUS) & TXOFF, 0);
     assert_eq!((driver.read(XOFFRXC), driver.read(XONRXC)), (1, 1));
+}
+
+#[test]
+fn txoff_is_gone_with_the_xon() {
+    let mut driver = driver(RFCE, RECEIVE);
+    driver.arrive(&control(GROUP, 1, 0xffff));
+    driver.wire.arrive(&control(MAC, 1, 0));
+    driver.guest.run();
+    assert_eq!(driver.read(STATUS) & TXOFF, 0);
+}
+
+#[test]
+fn what_a_pause_held_is_lost_with_the_link() {
+    let mut driver = driver(RFCE, RECEIVE);
+    driver.arrive(&control(GROUP, 1, 0xffff));
+    queue_frame(&mut driver);
+    // The PHY without power: a write to its register 0.
+    driver.write(MDIC, 0x0420_0000 | 0x1940);
+    assert_eq!(driver.read(STATUS) & (TXOFF | 2), 0);
+    driver.guest.run_until_idle();
+    assert_eq!(driver.read(TDH), driver.read(TDT));
+    assert_eq!(driver.guest.due_in(), None);
+    assert!(driver.wire.sent().is_empty(), "it is lost");
 }
 
 #[test]

@@ -24,6 +24,10 @@ const TPR: u64 = 0x40d0;
 const MEDIUM: [u64; 9] = [
     0x4000, 0x4004, 0x4008, 0x400c, 0x4038, 0x403c, 0x40a4, 0x40a8, 0x40b0,
 ];
+/// Of what only half duplex has: SCC, ECOL, MCC, LATECOL, COLC; and TNCRS, which a PHY without errors has not.
+const COLLISIONS: [u64; 6] = [0x4014, 0x4018, 0x401c, 0x4020, 0x4028, 0x4034];
+/// Of management: MGTPRC, MGTPDC, MGTPTC.
+const MANAGEMENT: [u64; 3] = [0x40b4, 0x40b8, 0x40bc];
 
 const OTHER: [u8; 6] = [2, 9, 9, 9, 9, 9];
 const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 1];
@@ -137,6 +141,26 @@ fn a_medium_that_is_not_there_has_no_errors() {
         "short frames were padded on their way"
     );
     assert_eq!(driver.read(GPRC), 5);
+}
+
+#[test]
+fn nobody_is_on_the_cable_to_collide_with_and_nobody_manages_the_card() {
+    // FRCDPLX with FD and without.
+    for duplex in [0x1001, 0x1000] {
+        let mut driver = Driver::receiving(8, BAM);
+        let ctrl = driver.read(CTRL) & !0x1001;
+        driver.write(CTRL, ctrl | duplex);
+        driver.set_up_transmit(64);
+        for _ in 0..3 {
+            driver.queue_data(&frame([0xff; 6], 100), EOP | IFCS | RS);
+        }
+        driver.ring();
+        driver.arrive(&frame(MAC, 100));
+        assert_eq!(driver.wire.sent().len(), 3);
+        for register in COLLISIONS.into_iter().chain(MANAGEMENT) {
+            assert_eq!(driver.read(register), 0, "{register:#x}");
+        }
+    }
 }
 
 #[test]
