@@ -123,6 +123,17 @@ impl Bus<'_> {
         self.config.cache_line_bytes()
     }
 
+    /// Whether the guest allows PME# (PME_En in configuration space), which some functions show in a register of their own.
+    #[must_use]
+    pub fn is_pme_enabled(&self) -> bool {
+        self.config.is_pme_enabled()
+    }
+
+    /// Writes PME_En for the guest, if the function says that PME# can come from it.
+    pub fn enable_pme(&mut self, enable: bool) {
+        self.config.enable_pme(enable);
+    }
+
     /// Asserts or deasserts the function's interrupt. How the guest hears of it is its own choice: with MSI enabled by one
     /// message when the interrupt is asserted, otherwise by the line, which is up for as long.
     pub fn set_interrupt(&mut self, asserted: bool) {

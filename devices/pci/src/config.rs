@@ -458,6 +458,20 @@ impl ConfigSpace {
             .is_none_or(|at| PowerControl::from_bits(self.word(at)).state() == 0)
     }
 
+    /// PME_En of Power Management Control/Status.
+    pub(crate) fn is_pme_enabled(&self) -> bool {
+        self.power_control
+            .is_some_and(|at| PowerControl::from_bits(self.word(at)).pme_enable())
+    }
+
+    /// Sets PME_En, if the function has it.
+    pub(crate) fn enable_pme(&mut self, enable: bool) {
+        if let Some(at) = self.power_control {
+            let control = PowerControl::from_bits(self.word(at)).with_pme_enable(enable);
+            self.write(at, &control.into_bits().to_le_bytes());
+        }
+    }
+
     /// Says whether the function has an interrupt pending (Status, Interrupt Status).
     pub(crate) fn set_interrupt_status(&mut self, pending: bool) {
         let status = Status::from_bits(self.word(STATUS)).with_interrupt(pending);

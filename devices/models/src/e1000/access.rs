@@ -9,7 +9,7 @@ use super::{
     Controller, packet_buffer,
     spec::{
         self,
-        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba, Rdtr, Tctl},
+        bits::{Ctrl, CtrlExt, Eecd, Eerd, Mdic, Pba, Rdtr, Tctl, Wuc},
     },
     statistics,
 };
@@ -22,8 +22,12 @@ impl Controller {
                 _ => 0,
             };
         };
-        let value = self.regs.read(register);
+        let mut value = self.regs.read(register);
         match register {
+            spec::WUC => {
+                let wuc = Wuc::from_bits(value).with_pme_enable(bus.is_pme_enabled());
+                value = wuc.into_bits();
+            }
             spec::ICR => self.interrupts.update(&self.regs, bus),
             spec::GORCH => statistics::clear_pair(&mut self.regs, spec::GORCL, spec::GORCH),
             spec::GOTCH => statistics::clear_pair(&mut self.regs, spec::GOTCL, spec::GOTCH),
@@ -83,6 +87,7 @@ impl Controller {
                 }
             }
             spec::MDIC => self.write_mdi_control(bus, Mdic::from_bits(data)),
+            spec::WUC => bus.enable_pme(Wuc::from_bits(data).pme_enable()),
             // What receive does not take of the 64 KiB is transmit's.
             spec::PBA => {
                 let pba = Pba::from_bits(now);

@@ -151,13 +151,14 @@ pub(in crate::e1000) struct Ledctl {
     __: u8,
 }
 
-/// Wakeup Control, section 13.6.1: what the EEPROM sets.
+/// Wakeup Control, section 13.6.1.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Wuc {
     /// APME.
     pub apm_enable: bool,
-    #[bits(2)]
-    __: u8,
+    /// PME_En, of configuration space.
+    pub pme_enable: bool,
+    __: bool,
     /// APMPME.
     pub assert_pme_on_apm: bool,
     #[bits(28)]
@@ -363,7 +364,7 @@ pub(in crate::e1000) struct Pba {
     __: u16,
 }
 
-/// Receive Checksum Control, section 13.4.31.
+/// Receive Checksum Control, section 13.4.47.
 #[bitfield(u32)]
 pub(in crate::e1000) struct Rxcsum {
     /// PCSS.

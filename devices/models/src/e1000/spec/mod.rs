@@ -120,7 +120,8 @@ pci::registers! {
     TSPMT = Reg::at(0x3830).power_on(0x0100_0400).writable(ALL);
 
     // Wake-up, 13.6, and management, of which the manual has no page: there, and without effect.
-    WUC = Reg::at(0x5800).writable(0x000b);
+    // PME_En and PME_Status of WUC are in configuration space.
+    WUC = Reg::at(0x5800).writable(0x0009);
     WUFC = Reg::at(0x5808).writable(0x000f_00ff);
     WUS = Reg::at(0x5810).write_one_to_clear(0x000f_00ff);
     MANC = Reg::at(0x5820).writable(0x0fff_ff3b);

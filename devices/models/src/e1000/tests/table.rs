@@ -296,6 +296,42 @@ fn wake_up_control_and_status_keep_what_is_not_reserved() {
 }
 
 #[test]
+fn pme_en_is_that_of_configuration_space() {
+    let mut driver = Driver::new();
+    let control = |driver: &mut Driver| {
+        let mut control = [0; 2];
+        driver.guest.config_read(0xe0, &mut control);
+        u16::from_le_bytes(control)
+    };
+    driver.write(0x5800, 0x3);
+    assert_eq!(control(&mut driver), 0x0100);
+    // CTRL.RST: section 14.7.
+    driver.write(CTRL, 0x0400_0000);
+    assert_eq!((driver.read(0x5800), control(&mut driver)), (0x2, 0x0100));
+    driver.guest.config_write(0xe0, &[0, 0]);
+    assert_eq!(driver.read(0x5800), 0);
+    driver.guest.config_write(0xe0, &[0, 1]);
+    assert_eq!(driver.read(0x5800), 0x2);
+    driver.write(0x5800, 0);
+    assert_eq!((driver.read(0x5800), control(&mut driver)), (0, 0));
+}
+
+/// Of MANC the manual has only the bits that the EEPROM sets; software switches what has to do with packets.
+#[test]
+fn management_control_is_there_and_manages_nothing() {
+    let mut driver = Driver::receiving(8, 0x8000);
+    driver.write(0x5820, 0xa303);
+    assert_eq!(driver.read(0x5820), 0xa303);
+    // ARP_EN: a request would be kept from a host with a management controller beside it.
+    let mut request = frame([0xff; 6], 60);
+    request[12..14].copy_from_slice(&[0x08, 0x06]);
+    driver.arrive(&request);
+    assert_eq!(driver.read(RDH), 1);
+    driver.write(0x5820, 0);
+    assert_eq!(driver.read(0x5820), 0);
+}
+
+#[test]
 fn a_narrow_write_is_ignored_and_a_narrow_read_reads_the_whole() {
     let mut driver = Driver::new();
     driver.write(0x0028, 0x1122_3344);
