@@ -1,14 +1,13 @@
 //! Once a client has negotiated and its first requests were served, accesses are served without the heap.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
-#![expect(unsafe_code, reason = "an allocator that counts")]
 
+#[path = "support/counting.rs"]
+mod counting;
 #[path = "support/wire.rs"]
 mod wire;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     io::{Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
     time::{Duration, Instant},
@@ -17,43 +16,6 @@ use std::{
 use nix::errno::Errno;
 use vfio_user::{Device, IrqInfo, Lent, Region, Session};
 use wire::{message, send};
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-fn count() {
-    // A thread that ends has no count any more.
-    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: the system's allocator does it all.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Writing byte 0 copies within guest memory, writing byte 1 reads memory that the client serves.
 struct Copier([Region; 1]);
@@ -117,16 +79,10 @@ fn connect(device: &mut Copier) -> (UnixStream, Session) {
     (stream, session)
 }
 
-/// What `rounds` allocate after the first few.
+/// What a thousand rounds allocate after the first few.
 fn allocations(mut round: impl FnMut()) -> u64 {
-    for _ in 0..20 {
-        round();
-    }
-    let before = COUNT.get();
-    for _ in 0..1000 {
-        round();
-    }
-    COUNT.get() - before
+    (0..20).for_each(|_| round());
+    counting::allocations(|| (0..1000).for_each(|_| round()))
 }
 
 #[test]
