@@ -34,7 +34,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Backend>, Error> {
         Config::Tap(config) => Box::new(tap::Tap::open(config)?),
         Config::Stream(config) => Box::new(stream::Stream::open(config)?),
         Config::Loopback {} => Box::new(loopback::Loopback::new()?),
-        Config::Null {} => Box::new(null::Null),
+        Config::Null {} => Box::new(null::Null::default()),
     })
 }
 

@@ -108,7 +108,7 @@ fn another_pair() -> (Tap, Tap) {
     let mut buffer = [0; 100];
     for [from, to] in [[0, 1], [1, 0]] {
         let mut ends = [&mut one, &mut other];
-        run_until(&mut Null, |_| {
+        run_until(&mut Null::default(), |_| {
             Backend::send(ends[from], &frame(60, 0xffff), Offload::None).unwrap();
             Backend::receive(ends[to], &mut buffer).is_some()
         });
