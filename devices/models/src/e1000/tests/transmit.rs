@@ -402,18 +402,6 @@ fn sent_frames_are_counted_and_reading_clears() {
     }
 }
 
-#[test]
-fn the_low_threshold_raises_txd_low() {
-    let mut driver = Driver::transmitting(32);
-    driver.write(0x3828, 1 << 25);
-    driver.read(ICR);
-    for _ in 0..10 {
-        driver.queue_data(&frame(MAC, 60), LEGACY);
-    }
-    driver.ring();
-    assert_eq!(driver.read(ICR), 0x8000 | TXDW | TXQE);
-}
-
 const TIDV: u64 = 0x3820;
 const TXDCTL: u64 = 0x3828;
 const IDE: u64 = 0x80 << 24;
