@@ -18,6 +18,7 @@ mod segmentation;
 mod statistics;
 mod table;
 mod transmit;
+mod wakeups;
 
 use std::{
     collections::VecDeque,
