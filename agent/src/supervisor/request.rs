@@ -1,20 +1,18 @@
 //! What a device's task is asked for, one thing after the other: a reset, another configuration, its end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
-use super::control::{self, Message};
-use super::device::{Task, receive};
 use super::error::Error;
-use super::state::{Event, Phase};
-use super::update::Update;
-use super::view::Life;
-use crate::store::Record;
+use crate::change::Change;
+use crate::models::Catalogue;
+use crate::store::{Call, Record};
 
-/// How long the process may take to say how it is before a decision that depends on it.
-const REFRESH: Duration = Duration::from_secs(1);
+/// So many calls that updated a device are remembered.
+const MAX_CALLS: usize = 16;
 
 /// What a task is asked for.
 #[derive(Debug)]
@@ -34,109 +32,132 @@ pub(super) enum Request {
     },
 }
 
-impl Task {
-    /// Does what it was asked for, or begins to.
-    pub(super) async fn serve(&mut self, request: Request) {
-        match request {
-            Request::Reset { etag, reply } => {
-                if let Err((reply, error)) = self.reset(&etag, reply) {
-                    // A caller that went away does not want the answer.
-                    let _ = reply.send(Err(error));
-                }
+/// What a caller wants.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// Of the device as the caller knows it; empty: whatever it is.
+    pub(crate) etag: String,
+    pub(crate) change: Change,
+    pub(crate) call: Option<Call>,
+    /// Needed when the change does.
+    pub(crate) catalogue: Option<Arc<Catalogue>>,
+}
+
+impl Update {
+    /// The record as it is to be.
+    pub(crate) fn plan(&self, record: &Record) -> Result<Record, Error> {
+        let id = || record.id.clone();
+        let same = |it: &&Call| Some(&it.request_id) == self.call.as_ref().map(|it| &it.request_id);
+        match record.updated_by.iter().find(same) {
+            Some(earlier) if Some(earlier) == self.call.as_ref() => return Ok(record.clone()),
+            Some(earlier) => {
+                return Err(Error::RequestReused {
+                    request_id: earlier.request_id.clone(),
+                    id: id(),
+                });
             }
-            Request::Update { update, reply } => {
-                let answer = self.update(&update).await;
-                self.shown = self.record.clone();
-                self.publish();
-                let _ = reply.send(answer);
-            }
-            Request::Delete { etag, force, reply } => match self.delete(&etag, force).await {
-                Ok(()) => {
-                    self.deleters.push(reply);
-                    self.event(Event::Delete).await;
-                }
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                }
-            },
+            None => {}
+        }
+        record.check_etag(&self.etag)?;
+        if record.delete_time.is_some() {
+            return Err(Error::Deleting { id: id() });
+        }
+        let models = self.catalogue.as_ref().map(|it| &it.models);
+        let model = models.and_then(|it| it.get(&record.spec.model));
+        let mut planned = self.change.apply(record, model).map_err(Error::Invalid)?;
+        if planned.spec != record.spec {
+            planned.generation += 1;
+        }
+        if planned != *record {
+            planned.etag = Uuid::new_v4().simple().to_string();
+            planned.update_time = SystemTime::now();
+        }
+        if let Some(call) = &self.call {
+            let forgotten = (planned.updated_by.len() + 1).saturating_sub(MAX_CALLS);
+            planned.updated_by.drain(..forgotten);
+            planned.updated_by.push(call.clone());
+        }
+        Ok(planned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::change::Edit;
+    use crate::store::tests::record;
+
+    fn label(value: &str, request_id: &str) -> Update {
+        let change = Change(vec![Edit::Label("app".to_owned(), Some(value.to_owned()))]);
+        Update {
+            etag: String::new(),
+            call: Call::new(request_id, &change),
+            change,
+            catalogue: None,
         }
     }
 
-    fn reset(
-        &mut self,
-        etag: &str,
-        reply: oneshot::Sender<Result<(), Error>>,
-    ) -> Result<(), (oneshot::Sender<Result<(), Error>>, Error)> {
-        if let Err(error) = self.record.check_etag(etag) {
-            return Err((reply, error));
-        }
-        let id = self.record.id.clone();
-        let (Phase::Serving { .. }, Some(control)) = (self.state.phase, &self.control) else {
-            let error = Error::NotServing {
-                id,
-                why: self.view.message.clone(),
-            };
-            return Err((reply, error));
-        };
-        self.next_request += 1;
-        let request = control::Request::Reset {
-            id: self.next_request,
-        };
-        if let Err(source) = control.send(&request) {
-            return Err((reply, Error::Ask { id, source }));
-        }
-        // Who waited too long went away.
-        self.resets.retain(|_, reply| !reply.is_closed());
-        self.resets.insert(self.next_request, reply);
-        Ok(())
+    #[test]
+    fn an_etag_changes_with_everything_and_the_generation_with_the_spec() {
+        let before = record("nic0");
+        let after = label("y", "").plan(&before).unwrap();
+        assert_ne!(after.etag, before.etag);
+        assert!(after.update_time > before.update_time);
+        assert_eq!(after.generation, before.generation);
+        let mut policy = label("x", "");
+        let never = crate::store::RestartPolicy::Never;
+        policy.change.0.push(Edit::RestartPolicy(never));
+        let after = policy.plan(&before).unwrap();
+        assert_eq!(after.generation, before.generation + 1);
+        assert_ne!(after.etag, before.etag);
+        assert_eq!(label("x", "").plan(&before).unwrap(), before);
     }
 
-    /// Asks the process how it is: a client that has just ended may not have been reported yet. What does not answer
-    /// stays as it was.
-    async fn refresh(&mut self) {
-        let asked = self
-            .control
-            .as_ref()
-            .map(|control| control.send(&control::Request::Status));
-        if !matches!(asked, Some(Ok(()))) {
-            return;
-        }
-        let deadline = tokio::time::Instant::now() + REFRESH;
-        while let Ok(message) =
-            tokio::time::timeout_at(deadline, receive(self.control.as_ref())).await
-        {
-            let answered = matches!(message, Ok(Message::Status(_)) | Err(_));
-            self.hear(message).await;
-            if answered {
-                return;
-            }
-        }
+    #[test]
+    fn an_update_of_another_version_is_refused() {
+        let mut update = label("y", "");
+        update.etag = "2".to_owned();
+        let error = update.plan(&record("nic0")).unwrap_err();
+        assert!(matches!(error, Error::Etag { .. }), "{error}");
+        update.etag = "1".to_owned();
+        update.plan(&record("nic0")).unwrap();
     }
 
-    /// Makes it durable that the device shall go, unless somebody uses it.
-    async fn delete(&mut self, etag: &str, force: bool) -> Result<(), Error> {
-        self.record.check_etag(etag)?;
-        if self.view.life == Life::Connected && !force {
-            self.refresh().await;
+    #[test]
+    fn a_call_that_comes_again_changes_nothing_even_after_another() {
+        let first = label("y", "a").plan(&record("nic0")).unwrap();
+        let second = label("z", "b").plan(&first).unwrap();
+        assert_eq!(label("y", "a").plan(&second).unwrap(), second);
+        let mut stale = label("y", "a");
+        stale.etag = "1".to_owned();
+        assert_eq!(
+            stale.plan(&second).unwrap(),
+            second,
+            "its etag was right then"
+        );
+        let error = label("x", "b").plan(&second).unwrap_err();
+        assert!(matches!(error, Error::RequestReused { .. }), "{error}");
+        let mut many = second;
+        for index in 0..100 {
+            many = label("y", &index.to_string()).plan(&many).unwrap();
         }
-        if self.view.life == Life::Connected && !force {
-            return Err(Error::Connected {
-                id: self.record.id.clone(),
-                client: self.view.client.clone(),
-            });
-        }
-        if self.record.delete_time.is_none() {
-            let delete_time = Some(SystemTime::now());
-            let record = Record {
-                delete_time,
-                ..(*self.record).clone()
-            };
-            let put = self.shared.store.put(&record).await;
-            put.map_err(|source| self.not_durable("write that it shall go", source))?;
-            self.record = Arc::new(record);
-            self.shown = self.record.clone();
-            self.view.delete_time = delete_time;
-        }
-        Ok(())
+        assert_eq!(many.updated_by.len(), MAX_CALLS);
+    }
+
+    #[test]
+    fn a_device_that_is_being_deleted_and_a_change_that_is_wrong_are_refused() {
+        let mut going = record("nic0");
+        going.delete_time = Some(SystemTime::now());
+        let error = label("y", "").plan(&going).unwrap_err();
+        assert!(matches!(error, Error::Deleting { .. }), "{error}");
+        let mut update = label("y", "");
+        update
+            .change
+            .0
+            .push(Edit::Config(json!({"net": {"loopback": {}}})));
+        let error = update.plan(&record("nic0")).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
     }
 }
