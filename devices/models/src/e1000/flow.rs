@@ -16,13 +16,13 @@ use pci::{Bus, LoadError, regs::Regs};
 
 use super::{
     Controller,
+    path::Path,
     spec::{
         self,
         bits::{Ctrl, Fcrth, Fcrtl, Rah, Rctl, Status, Tctl},
     },
     state,
     statistics::{FCS_BYTES, Sent},
-    wire::Path,
 };
 
 /// The opcode of PAUSE, the only one there is.

@@ -8,6 +8,7 @@
 
 mod access;
 mod autoload;
+mod budget;
 mod checksum;
 mod chip;
 mod config;
@@ -19,6 +20,7 @@ mod link;
 mod mdio;
 mod packet_buffer;
 mod parse;
+mod path;
 mod phy;
 mod queue;
 mod rx;

@@ -4,32 +4,16 @@ use net::{Full, Offload, Offloads};
 use pci::{Bus, regs::Regs};
 
 use super::{
-    Controller,
+    budget::OVERHEAD_BYTES,
     flow::Flow,
     interrupt::Events,
+    path::Path,
     rx::Receiver,
-    spec::{
-        self,
-        bits::{Rctl, Status},
-    },
     statistics::{Cast, FCS_BYTES, Sent},
 };
 
-/// What one run may spend before the loop gets a turn, in bytes moved.
-pub(super) const BUDGET_BYTES: u32 = 512 << 10;
 /// The shortest frame on the wire, without FCS.
 pub(super) const FRAME_BYTES_MIN: usize = 60;
-/// What a descriptor or a frame costs beside its bytes.
-pub(super) const OVERHEAD_BYTES: u32 = 256;
-
-/// Where frames go at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Path {
-    Backend,
-    Loopback,
-    /// There is no link.
-    Nowhere,
-}
 
 /// The way out, for one run.
 pub(super) struct Way<'a, 'b> {
@@ -60,24 +44,6 @@ pub(super) enum Pause {
 impl From<Full> for Pause {
     fn from(_: Full) -> Self {
         Self::Full
-    }
-}
-
-impl Controller {
-    /// Where frames go.
-    pub(super) fn path(&self) -> Path {
-        let status = Status::from_bits(self.regs.get(spec::STATUS));
-        if self.phy.loopback() || Rctl::from_bits(self.regs.get(spec::RCTL)).loopback() == 1 {
-            // Section 15.1.3: only in full duplex.
-            match status.full_duplex() {
-                true => Path::Loopback,
-                false => Path::Nowhere,
-            }
-        } else if self.link_up() {
-            Path::Backend
-        } else {
-            Path::Nowhere
-        }
     }
 }
 

@@ -27,6 +27,7 @@ use pci::{
 
 use super::{
     Controller,
+    budget::{BUDGET_BYTES, OVERHEAD_BYTES},
     flow::Flow,
     interrupt::Events,
     spec::{
@@ -36,7 +37,6 @@ use super::{
     },
     state,
     statistics::FCS_BYTES,
-    wire::{BUDGET_BYTES, OVERHEAD_BYTES},
 };
 use delivery::{Delivery, Packet, Report};
 

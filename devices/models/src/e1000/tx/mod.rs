@@ -19,7 +19,9 @@ use zerocopy::IntoBytes;
 
 use super::{
     Controller,
+    budget::{BUDGET_BYTES, OVERHEAD_BYTES},
     interrupt::Events,
+    path::Path,
     queue::{Registers, Ring},
     segment::Context,
     spec::{
@@ -28,7 +30,7 @@ use super::{
         descriptor::{ContextOffsets, ContextSegments, DESCRIPTOR_BYTES, Data, Legacy, Transmit},
     },
     statistics::Sent,
-    wire::{BUDGET_BYTES, OVERHEAD_BYTES, Path, Pause, Way},
+    wire::{Pause, Way},
 };
 use done::{CAPACITY, Done};
 use ready::Ready;
