@@ -4,11 +4,13 @@
 //! over many rounds, so that whatever else the machine does hits all of them alike; what is shown are medians over the
 //! rounds, and ratios are taken within a round first.
 
+mod bound;
 mod client;
 mod e1000;
 mod process;
 mod protocol;
 mod report;
+mod rounds;
 pub(crate) mod server;
 
 use std::{

@@ -1,10 +1,6 @@
 //! What is measured, and in which order.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use ::tests::command::check_interrupted;
 use anyhow::{Context, Result};
@@ -15,12 +11,13 @@ use super::{
     Protocol,
     client::{Client, GLUED, READ_BYTES, READ_REPLY_BYTES, STRETCH_BYTES, Stretch, Wait},
     process::{self, Process},
+    rounds,
     server::Kind,
 };
 
 /// How long a server's turn is at least.
 const TURN: Duration = Duration::from_millis(100);
-/// No round begins later than this: a machine that is busy with other things can't be waited for.
+/// No round begins later than this.
 const LAST_ROUND: Duration = Duration::from_secs(130);
 /// Messages before a turn that are not measured: caches and the scheduler get used to the new processor.
 const WARM_UP: usize = 256;
@@ -123,17 +120,7 @@ pub(super) fn run(options: &Protocol) -> Result<Outcome> {
     let mut lines = plan(options, second.is_some(), &mut skipped);
     let mut servers = start_servers(&lines, &folder)?;
     process::pin_self(first)?;
-    let (started, mut rounds) = (Instant::now(), 0);
-    for round in 0..options.rounds {
-        if started.elapsed() > LAST_ROUND {
-            let left = options.rounds - round;
-            skipped.push(format!(
-                "{left} rounds: the machine is busy, and time was over"
-            ));
-            break;
-        }
-        rounds += 1;
-        eprint!("\rround {} of {} ", round + 1, options.rounds);
+    let rounds = rounds::measure(options.rounds, LAST_ROUND, &mut skipped, |round| {
         for group in lines.chunk_by_mut(|a, b| (a.workload, a.cores) == (b.workload, b.cores)) {
             // Another one begins each time, so that it does not matter what ran before.
             let begin = usize::from(round) % group.len();
@@ -150,16 +137,11 @@ pub(super) fn run(options: &Protocol) -> Result<Outcome> {
                 line.rounds.push(figures);
             }
         }
-    }
-    eprintln!();
-    if options.skip_system_calls {
-        skipped.push("system calls: --skip-system-calls".to_owned());
-    } else if let Err(error) = crate::setup::program("strace", "strace") {
-        skipped.push(format!("system calls: {error:#}"));
-    } else if let Err(error) = count_calls(&mut lines, &mut servers) {
-        check_interrupted()?;
-        skipped.push(format!("system calls: {error:#}"));
-    }
+        Ok(())
+    })?;
+    rounds::count_calls(options.skip_system_calls, &mut skipped, || {
+        count_calls(&mut lines, &mut servers)
+    })?;
     Ok(Outcome {
         lines,
         skipped,

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::{
+    bound::Bound,
     protocol::{Cores, Figures, Line, Outcome, Workload},
     server::Kind,
 };
@@ -17,11 +18,6 @@ struct Target {
     cores: &'static [Cores],
     bound: Bound,
     value: fn(&Outcome, &Line) -> Option<f64>,
-}
-
-enum Bound {
-    AtMost(f64),
-    AtLeast(f64),
 }
 
 const BOTH: &[Cores] = &[Cores::One, Cores::Two];
@@ -82,22 +78,6 @@ const TARGETS: &[Target] = &[
         value: |outcome, line| rate_ratio(line, outcome.find(line, Kind::Crate)?),
     },
 ];
-
-impl Bound {
-    fn is_met(&self, value: f64) -> bool {
-        match self {
-            Self::AtMost(bound) => value <= *bound,
-            Self::AtLeast(bound) => value >= *bound,
-        }
-    }
-
-    fn words(&self) -> (&'static str, f64) {
-        match self {
-            Self::AtMost(bound) => ("at most", *bound),
-            Self::AtLeast(bound) => ("at least", *bound),
-        }
-    }
-}
 
 impl Outcome {
     fn line(&self, workload: Workload, cores: Cores, kind: Kind) -> Option<&Line> {

@@ -19,7 +19,7 @@ use ::tests::command::check_interrupted;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::process;
+use super::{process, rounds};
 use driver::Source;
 use frame::Size;
 use peer::Order;
@@ -28,7 +28,7 @@ use servers::{Servers, Station};
 
 /// How long a turn is.
 const TURN: Duration = Duration::from_millis(120);
-/// No round begins later than this: a machine that is busy with other things can't be waited for.
+/// No round begins later than this.
 const LAST_ROUND: Duration = Duration::from_secs(120);
 /// How many times are measured in a turn.
 const LATENCIES: usize = 1000;
@@ -138,17 +138,7 @@ pub(super) fn run(options: &E1000) -> Result<()> {
     };
     let mut servers = Servers::start(&lines, folder.path(), place, &mut skipped)?;
     lines.retain(|line| servers.has(line));
-    let (started, mut rounds) = (Instant::now(), 0);
-    for round in 0..options.rounds {
-        if started.elapsed() > LAST_ROUND {
-            let left = options.rounds - round;
-            skipped.push(format!(
-                "{left} rounds: the machine is busy, and time was over"
-            ));
-            break;
-        }
-        rounds += 1;
-        eprint!("\rround {} of {} ", round + 1, options.rounds);
+    let rounds = rounds::measure(options.rounds, LAST_ROUND, &mut skipped, |_| {
         for line in &mut lines {
             check_interrupted()?;
             let figures = turn(line, &mut servers, processors, TURN, u64::MAX);
@@ -156,16 +146,11 @@ pub(super) fn run(options: &E1000) -> Result<()> {
                 .with_context(|| format!("{}\n{}", report::name(line), servers.log(line)))?;
             line.rounds.push(figures);
         }
-    }
-    eprintln!();
-    if options.skip_system_calls {
-        skipped.push("system calls: --skip-system-calls".to_owned());
-    } else if let Err(error) = crate::setup::program("strace", "strace") {
-        skipped.push(format!("system calls: {error:#}"));
-    } else if let Err(error) = count_calls(&mut lines, &mut servers, processors) {
-        check_interrupted()?;
-        skipped.push(format!("system calls: {error:#}"));
-    }
+        Ok(())
+    })?;
+    rounds::count_calls(options.skip_system_calls, &mut skipped, || {
+        count_calls(&mut lines, &mut servers, processors)
+    })?;
     let outcome = Outcome {
         lines,
         skipped,

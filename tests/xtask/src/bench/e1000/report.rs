@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::{
+    super::bound::Bound,
     Figures, Outcome,
     frame::Size,
     plan::{Backend, Line, Work},
@@ -16,11 +17,6 @@ struct Target {
     unit: &'static str,
     bound: Bound,
     value: fn(&Outcome) -> Option<f64>,
-}
-
-enum Bound {
-    AtMost(f64),
-    AtLeast(f64),
 }
 
 const TARGETS: &[Target] = &[
@@ -150,22 +146,6 @@ const TARGETS: &[Target] = &[
         },
     },
 ];
-
-impl Bound {
-    fn is_met(&self, value: f64) -> bool {
-        match self {
-            Self::AtMost(bound) => value <= *bound,
-            Self::AtLeast(bound) => value >= *bound,
-        }
-    }
-
-    fn words(&self) -> (&'static str, f64) {
-        match self {
-            Self::AtMost(bound) => ("at most", *bound),
-            Self::AtLeast(bound) => ("at least", *bound),
-        }
-    }
-}
 
 impl Outcome {
     fn line(
