@@ -19,6 +19,7 @@ mod statistics;
 mod table;
 mod transmit;
 mod wakeups;
+mod write_back;
 
 use std::{
     collections::VecDeque,
