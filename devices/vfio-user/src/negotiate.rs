@@ -12,7 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{memory::Memory, message::Version, socket::FDS_PER_PACKET};
+use crate::{
+    memory::{MAX_BITMAP_BYTES, Memory},
+    message::Version,
+    socket::FDS_PER_PACKET,
+};
 
 /// The version that this server implements: 0.1.
 const MAJOR: u16 = 0;
@@ -25,8 +29,6 @@ pub(crate) const MAX_TRANSFER_BYTES: usize = 1 << 20;
 pub(crate) const MAX_MESSAGE_FDS: usize = 16;
 /// The default, and the smallest page that can be mapped.
 const PAGE_BYTES: u64 = 4096;
-/// The largest bitmap of dirty pages in one reply: for 256 GiB in pages of 4 KiB.
-pub(crate) const MAX_BITMAP_BYTES: u64 = 8 << 20;
 
 /// What the two sides agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::last;
-use crate::{message::LoggingRange, negotiate::MAX_BITMAP_BYTES};
+use crate::message::LoggingRange;
 
+/// The largest bitmap of dirty pages in one reply: for 256 GiB in pages of 4 KiB.
+pub(crate) const MAX_BITMAP_BYTES: u64 = 8 << 20;
 const MIN_PAGE_BYTES: u64 = 4 << 10;
 const MAX_PAGE_BYTES: u64 = 1 << 30;
 /// 4 KiB of bits: 128 MiB of addresses with the smallest pages.

@@ -25,7 +25,7 @@ use std::{
 use nix::errno::Errno;
 
 use dirty::DirtyLog;
-pub(crate) use dirty::bitmap_bytes;
+pub(crate) use dirty::{MAX_BITMAP_BYTES, bitmap_bytes};
 use mapping::{Files, Lost, Mapping};
 use maps::Maps;
 pub use saved::SavedMemory;
