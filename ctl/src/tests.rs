@@ -200,6 +200,21 @@ impl AgentService for Fake {
             ..Agent::default()
         }))
     }
+
+    async fn drain(&self, _: Request<DrainRequest>) -> Answer<Agent> {
+        Err(Status::unimplemented("Drain"))
+    }
+
+    async fn undrain(&self, _: Request<UndrainRequest>) -> Answer<Agent> {
+        Err(Status::unimplemented("Undrain"))
+    }
+
+    async fn shut_down_devices(
+        &self,
+        _: Request<ShutDownDevicesRequest>,
+    ) -> Answer<ShutDownDevicesResponse> {
+        Err(Status::unimplemented("ShutDownDevices"))
+    }
 }
 
 /// A running agent, until it is dropped.

@@ -1,8 +1,10 @@
 //! The services of `vfu.v1`: requests checked and handed to the supervisor, answers put into
 //! messages. What is not served says so, and what to do instead.
 
+mod agent;
 mod convert;
 mod layer;
+mod model;
 mod status;
 mod update;
 
@@ -11,18 +13,15 @@ use std::time::SystemTime;
 
 use prost::Message;
 use proto::v1;
-use proto::v1::agent_service_server::AgentService;
 use proto::v1::device_service_server::DeviceService;
-use proto::v1::model_service_server::ModelService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use self::convert::device_id;
 pub(crate) use self::layer::Calls;
-use self::status::{invalid_field, no_model, unserved, unserved_fields};
-use crate::models::MAX_CONFIG_BYTES;
+use self::status::{unserved, unserved_fields};
 use crate::schema::Violation;
-use crate::supervisor::{Device, Error, Life, Supervisor, chain};
+use crate::supervisor::{Device, Error, Supervisor};
 
 /// What tonic takes in one message unless it is told otherwise.
 pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
@@ -232,112 +231,4 @@ impl DeviceService for Service {
             "GetDevice has the last failure in its conditions, and the agent's log has all";
         Err(unserved("ListEvents", instead))
     }
-}
-
-#[tonic::async_trait]
-impl ModelService for Service {
-    async fn list_models(
-        &self,
-        request: Request<v1::ListModelsRequest>,
-    ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        let request = request.into_inner();
-        let count = convert::page_size(request.page_size)?;
-        let after = convert::page_after(&request.page_token)?.unwrap_or_default();
-        let catalogue = self.supervisor.shared.models.get().await?;
-        let mut rest = catalogue.models.values().filter(|it| *it.name > *after);
-        let models: Vec<_> = rest.by_ref().take(count).collect();
-        let next_page_token = match (models.last(), rest.next()) {
-            (Some(last), Some(_)) => convert::page_token(&last.name),
-            _ => String::new(),
-        };
-        Ok(Response::new(v1::ListModelsResponse {
-            models: models.into_iter().map(convert::model).collect(),
-            next_page_token,
-        }))
-    }
-
-    async fn get_model(
-        &self,
-        request: Request<v1::GetModelRequest>,
-    ) -> Result<Response<v1::Model>, Status> {
-        let Some(name) = request.get_ref().name.strip_prefix("models/") else {
-            let why = "must be models/ and a name, as in models/e1000";
-            return Err(invalid_field("name", why));
-        };
-        let catalogue = self.supervisor.shared.models.get().await?;
-        match catalogue.models.get(name) {
-            Some(model) => Ok(Response::new(convert::model(model))),
-            None => Err(no_model(name, &convert::known_models(&catalogue))),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl AgentService for Service {
-    async fn get_agent(
-        &self,
-        request: Request<v1::GetAgentRequest>,
-    ) -> Result<Response<v1::Agent>, Status> {
-        if !matches!(&*request.get_ref().name, "" | "agent") {
-            return Err(invalid_field("name", "must be agent, or empty"));
-        }
-        let shared = &self.supervisor.shared;
-        let config = &shared.config;
-        let device_program = match shared.models.get().await {
-            Ok(catalogue) => v1::DeviceProgram {
-                path: catalogue.program.display().to_string(),
-                models: catalogue.models.keys().cloned().collect(),
-                error: String::new(),
-            },
-            Err(error) => v1::DeviceProgram {
-                error: chain(&error),
-                ..v1::DeviceProgram::default()
-            },
-        };
-        let count = |life| to_i32(self.supervisor.count(life));
-        let mut device_counts = v1::DeviceCounts {
-            total: 0,
-            starting: count(Life::Starting),
-            ready: count(Life::Ready),
-            connected: count(Life::Connected),
-            failed: count(Life::Failed),
-            deleting: count(Life::Deleting),
-        };
-        let v1::DeviceCounts {
-            total: _,
-            starting,
-            ready,
-            connected,
-            failed,
-            deleting,
-        } = device_counts;
-        device_counts.total = starting + ready + connected + failed + deleting;
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Ok(Response::new(v1::Agent {
-            name: "agent".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: i32::try_from(std::process::id()).unwrap_or_default(),
-            start_time: Some(self.start_time.into()),
-            boot_id: shared.boot_id.clone(),
-            hostname: hostname.trim().to_owned(),
-            run_dir: config.run_dir.display().to_string(),
-            state_dir: config.state_dir.display().to_string(),
-            device_program: Some(device_program),
-            device_counts: Some(device_counts),
-            limits: Some(v1::AgentLimits {
-                devices: to_i32(config.max_devices),
-                concurrent_calls: to_i32(config.max_calls),
-                request_bytes: to_i64(MAX_REQUEST_BYTES),
-                config_bytes: to_i64(MAX_CONFIG_BYTES),
-            }),
-        }))
-    }
-}
-
-fn to_i32(count: usize) -> i32 {
-    i32::try_from(count).unwrap_or(i32::MAX)
-}
-
-fn to_i64(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -196,13 +196,7 @@ async fn a_missing_device_program_is_told_and_the_agent_runs() {
         .await
         .unwrap()
         .into_inner();
-    assert!(
-        agent
-            .device_program
-            .unwrap()
-            .error
-            .contains("/nowhere/vfu-device")
-    );
+    assert!(agent.runtimes[0].error.contains("/nowhere/vfu-device"));
 }
 
 #[tokio::test]
@@ -423,13 +417,7 @@ async fn models_and_the_agent_describe_themselves() {
     assert_eq!(agent.run_dir, host.path("run").to_str().unwrap());
     let counts = agent.device_counts.unwrap();
     assert_eq!((counts.total, counts.ready), (1, 1));
-    assert!(
-        agent
-            .device_program
-            .unwrap()
-            .models
-            .contains(&"e1000".to_owned())
-    );
+    assert!(agent.runtimes[0].models.contains(&"e1000".to_owned()));
 }
 
 #[tokio::test]
