@@ -38,6 +38,11 @@ pub struct Args {
     /// Form of the logs on stderr; VFU_LOG says how much, such as `debug` or `agent=debug`
     #[arg(long, value_enum, env = "VFU_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+
+    /// Print the steps at which tests can have the agent die
+    #[cfg(debug_assertions)]
+    #[arg(long, hide = true)]
+    pub steps: bool,
 }
 
 /// Form of the logs.

@@ -10,6 +10,7 @@ mod mutable;
 mod rpc;
 mod schema;
 mod socket;
+mod steps;
 mod store;
 mod supervisor;
 
@@ -31,6 +32,8 @@ use tonic::transport::Server;
 
 pub use self::config::{Args, Config, LogFormat};
 pub use self::socket::{Error as SocketError, bind_api};
+#[cfg(debug_assertions)]
+pub use self::steps::ALL as STEPS;
 pub use self::store::Error as StoreError;
 
 /// How long calls under way may go on after the agent has been asked to end.
@@ -91,7 +94,10 @@ pub fn lock(config: &Config) -> Result<RunLock, Error> {
     std::fs::create_dir_all(config.devices_dir()).map_err(at("make"))?;
     let directory = File::open(&path).map_err(at("open"))?;
     match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(RunLock(lock)),
+        Ok(lock) => {
+            steps::reached("agent.locked");
+            Ok(RunLock(lock))
+        }
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Locked { path }),
         Err((_, errno)) => Err(at("lock")(errno.into())),
     }

@@ -10,7 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    match start(&Args::parse()) {
+    let args = Args::parse();
+    #[cfg(debug_assertions)]
+    if args.steps {
+        println!("{}", agent::STEPS.join("\n"));
+        return ExitCode::SUCCESS;
+    }
+    match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With all causes in one line, and without a backtrace: it is the operator's to mend.

@@ -88,6 +88,7 @@ pub(crate) fn bind(path: &Path, kind: SockType, spec: &SocketSpec) -> Result<Own
                 .map_err(|source| at("set the owner of", source))?;
         }
         listen(&fd, Backlog::MAXCONN).map_err(|errno| at("listen on", errno.into()))?;
+        crate::steps::reached("socket.hidden");
         fs::rename(&hidden, path).map_err(|source| at("bind", source))?;
         Ok(fd)
     };
@@ -132,6 +133,7 @@ pub fn bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
         ..SocketSpec::default()
     };
     let fd = bind(path, SockType::Stream, &spec)?;
+    crate::steps::reached("agent.bound");
     let listener = std::os::unix::net::UnixListener::from(fd);
     listener
         .set_nonblocking(true)

@@ -187,6 +187,7 @@ fn initialize(directory: &Path, path: &Path) -> Result<(), redb::Error> {
         _ => {}
     }
     drop(builder().create(&unfinished)?);
+    crate::steps::reached("store.made");
     std::fs::rename(&unfinished, path)?;
     directory.sync_all()?;
     Ok(())
@@ -237,6 +238,7 @@ impl Store {
             }
         }
         transaction.commit()?;
+        crate::steps::reached("store.opened");
         Ok(Self {
             database: Arc::new(database),
         })

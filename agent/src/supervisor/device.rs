@@ -25,6 +25,7 @@ use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
 use super::view::{Configured, View};
 use super::{Device, Shared};
+use crate::steps;
 use crate::store::Record;
 
 /// Pause before a lost control connection is made again.
@@ -119,7 +120,10 @@ impl Task {
     async fn live(mut self, begin: Begin, mut shutdown: watch::Receiver<bool>) {
         match begin {
             Begin::Create => match self.shared.store.put(&self.record).await {
-                Ok(()) => self.act(Action::Spawn).await,
+                Ok(()) => {
+                    steps::reached("create.recorded");
+                    self.act(Action::Spawn).await;
+                }
                 Err(error) => {
                     self.view.failure = Some(Arc::new(StartError::Store(error)));
                     self.event(Event::Ended { success: false }).await;
@@ -179,7 +183,10 @@ impl Task {
                     return Some(Event::Ended { success: false });
                 }
             }
-            Action::Terminate => self.signal(Signal::SIGTERM),
+            Action::Terminate => {
+                self.signal(Signal::SIGTERM);
+                steps::reached("delete.terminated");
+            }
             Action::Kill => {
                 warn!("device process killed: it did not do in time what it was asked to");
                 self.signal(Signal::SIGKILL);
@@ -250,6 +257,7 @@ impl Task {
             Some((running, status)) => {
                 info!(pid = running.process.pid(), "device adopted");
                 self.take(running);
+                steps::reached("adopt.done");
                 // The agent before this one may have died before it did.
                 self.tell();
                 self.hear(Ok(Message::Status(status))).await;
@@ -283,6 +291,9 @@ impl Task {
         match message {
             Ok(Message::Status(status)) => {
                 let connected = status.state == Service::Connected;
+                if matches!(self.state.phase, Phase::Starting { .. }) {
+                    steps::reached("start.ready");
+                }
                 if self.view.client != status.client {
                     match &status.client {
                         Some(client) => info!(%client, "client connected"),
@@ -305,6 +316,7 @@ impl Task {
                     self.answered(ok.then_some(()).ok_or((field, message)));
                     self.publish();
                 } else if let Some(reply) = self.resets.remove(&id) {
+                    steps::reached("reset.answered");
                     let id = self.record.id.clone();
                     let answer = if ok {
                         info!("device reset by the API");
@@ -345,6 +357,7 @@ impl Task {
         let asked = matches!(self.state.phase, Phase::Stopping { .. } | Phase::Killed);
         if asked {
             info!(pid, %exit, "device process ended");
+            steps::reached("delete.ended");
         } else {
             let log = self.dir.log_tail(self.log_offset);
             let failure = match (self.refusal.take(), self.state.phase) {
@@ -356,6 +369,7 @@ impl Task {
                 (None, _) => StartError::Ended { exit, log },
             };
             warn!(pid, %exit, failure = chain(&failure), "device process ended by itself");
+            steps::reached("process.ended");
             self.view.failure = Some(Arc::new(failure));
         }
         self.control = None;
@@ -380,8 +394,10 @@ impl Task {
             source,
         });
         if result.is_ok() {
+            steps::reached("delete.removed");
             let removed = self.shared.store.remove(&self.record.id).await;
             result = removed.map_err(|source| self.not_durable("remove its record", source));
+            steps::reached("delete.forgotten");
         }
         match &result {
             Ok(()) => info!("device gone"),

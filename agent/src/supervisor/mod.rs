@@ -38,6 +38,7 @@ pub(crate) use self::view::{Configured, Life, View};
 use crate::config::Config;
 use crate::models::Models;
 use crate::socket;
+use crate::steps;
 use crate::store::{Record, Store};
 
 /// How long a device process may take to answer a request.
@@ -182,6 +183,8 @@ impl Supervisor {
                 );
             } else if let Err(error) = dir.remove() {
                 tracing::warn!(path = %dir.path().display(), %error, "remove stale directory");
+            } else {
+                steps::reached("sweep.removed");
             }
         }
     }
@@ -247,6 +250,7 @@ impl Supervisor {
                 Some(handle) => handle,
                 None => {
                     self.check_free(&devices, &record.id)?;
+                    steps::reached("create.checked");
                     self.launch(&mut devices, record, Begin::Create)
                 }
             }

@@ -129,6 +129,7 @@ impl RunDir {
             .mode(0o600)
             .open(&hidden)?;
         file.write_all(bytes)?;
+        crate::steps::reached("file.hidden");
         fs::rename(hidden, path)
     }
 }

@@ -11,6 +11,7 @@ use super::error::Error;
 use super::request::Request;
 use super::state::{Event, Phase};
 use super::view::Life;
+use crate::steps;
 use crate::store::Record;
 
 /// How long the process may take to say how it is before a decision that depends on it.
@@ -67,6 +68,7 @@ impl Task {
         if let Err(source) = control.send(&request) {
             return Err((reply, Error::Ask { id, source }));
         }
+        steps::reached("reset.told");
         // Who waited too long went away.
         self.resets.retain(|_, reply| !reply.is_closed());
         self.resets.insert(self.next_request, reply);
@@ -115,6 +117,7 @@ impl Task {
             };
             let put = self.shared.store.put(&record).await;
             put.map_err(|source| self.not_durable("write that it shall go", source))?;
+            steps::reached("delete.recorded");
             self.record = Arc::new(record);
             self.shown = self.record.clone();
             self.view.delete_time = delete_time;

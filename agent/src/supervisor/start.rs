@@ -14,6 +14,7 @@ use super::control::{Control, Message, Status};
 use super::error::StartError;
 use super::rundir::{Manifest, RunDir};
 use crate::socket;
+use crate::steps;
 use crate::store::{Record, SocketSpec};
 
 /// A process, and what goes with it.
@@ -64,6 +65,7 @@ pub(super) async fn spawn(
     };
     dir.create(&manifest, &record.spec.config)
         .map_err(directory)?;
+    steps::reached("start.directory");
     let (log, log_offset) = dir.open_log().map_err(directory)?;
     let bound = match sockets.take() {
         Some(bound) => bound,
@@ -73,6 +75,7 @@ pub(super) async fn spawn(
         }
     };
     let bound = sockets.insert(bound);
+    steps::reached("start.bound");
 
     // The connection waits in the socket's queue before the process runs, so that one that fails at
     // once still has somebody to tell why.
@@ -89,6 +92,7 @@ pub(super) async fn spawn(
         program: program.to_owned(),
         source,
     })?;
+    steps::reached("start.spawned");
     manifest.pid = Some(process.pid());
     manifest.start_time = Some(SystemTime::now());
     if let Err(source) = dir.write_manifest(&manifest) {
@@ -96,6 +100,7 @@ pub(super) async fn spawn(
         process.exited().await;
         return Err(directory(source));
     }
+    steps::reached("start.noted");
     Ok(Running {
         process,
         control,
@@ -113,7 +118,9 @@ pub(super) async fn adopt(
     let argument = dir.config_argument();
     let mut process = manifest.pid.and_then(|it| Process::find(it, &argument));
     if let Ok(control) = Control::connect(&dir.control()) {
+        steps::reached("adopt.connected");
         let status = timeout(patience, first_status(&control)).await;
+        steps::reached("adopt.answered");
         // That agent may have died before it wrote the pid down.
         process = process.or_else(|| Process::search(&argument));
         if let Ok(Some(status)) = status

@@ -22,6 +22,7 @@ use super::error::Error;
 use super::request::Update;
 use super::state::Phase;
 use super::view::Configured;
+use crate::steps;
 use crate::store::Record;
 
 /// How long a process may take to say whether it can be configured so.
@@ -35,6 +36,7 @@ impl Task {
         if planned != *before {
             self.record_durably(planned, "write how it shall be")
                 .await?;
+            steps::reached("update.recorded");
         }
         if self.record.spec.config == before.spec.config && self.is_configured() {
             return Ok(());
@@ -44,6 +46,7 @@ impl Task {
         if matches!(configured, Err(Error::Refused { .. })) && self.record != before {
             let change = "write again how it was";
             self.record_durably((*before).clone(), change).await?;
+            steps::reached("update.undone");
             match was_configured {
                 true => self.view.configured = Configured::Yes,
                 false => self.tell(),
@@ -113,13 +116,17 @@ impl Task {
             config: &self.record.spec.config,
         };
         match control.send(&request) {
-            Ok(()) => self.told = Some(self.next_request),
+            Ok(()) => {
+                self.told = Some(self.next_request);
+                steps::reached("update.told");
+            }
             Err(error) => warn!(%error, "device not told its configuration"),
         }
     }
 
     /// The process says whether it has the configuration that it was told, or which field it can't change and why.
     pub(super) fn answered(&mut self, answer: Result<(), (Option<String>, String)>) {
+        steps::reached("update.answered");
         self.told = None;
         self.view.configured = match answer {
             Ok(()) => Configured::Yes,
