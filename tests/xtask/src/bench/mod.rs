@@ -4,6 +4,7 @@
 //! over many rounds, so that whatever else the machine does hits all of them alike; what is shown are medians over the
 //! rounds, and ratios are taken within a round first.
 
+mod agent;
 mod bound;
 mod client;
 mod e1000;
@@ -47,6 +48,14 @@ pub(crate) enum Bench {
     /// at a time. Limits are what the host does with the same frames on the server's core. TAPs are in a network
     /// namespace of their own (needs root). Takes two minutes besides the time to build a release.
     E1000(e1000::E1000),
+    /// A thousand devices under one agent: created, listed, left alone, adopted after the agent was killed, deleted
+    ///
+    /// The devices are e1000 with the `null` backend. One caller creates 200 and deletes them; many callers create all;
+    /// the list is read 50 times; for ten seconds nothing is done, and what agent and devices use of a processor is
+    /// measured, and their memory; the agent is killed and started again, and has adopted them when each is READY with
+    /// the process that it had. Limits are what the host takes for a record on the disk and for a process. Takes some
+    /// forty seconds a round besides the time to build a release.
+    Agent(agent::Agent),
 }
 
 #[derive(Args)]
@@ -81,14 +90,18 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let is_built = match bench {
         Bench::Protocol(options) => options.built,
         Bench::E1000(options) => options.built,
+        Bench::Agent(options) => options.built,
     };
     if !is_built {
-        return Err(build_and_become_release()?);
+        // Under the agent many processes share the processors, and with a priority none would.
+        let wants_real_time = !matches!(bench, Bench::Agent(_));
+        return Err(build_and_become_release(wants_real_time)?);
     }
     crate::stop_by_signal()?;
     match bench {
         Bench::Protocol(options) => run_protocol(options),
         Bench::E1000(options) => e1000::run(options),
+        Bench::Agent(options) => agent::run(options),
     }
 }
 
@@ -107,13 +120,14 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
 }
 
 /// What is measured is a release build; this program is one for development.
-fn build_and_become_release() -> Result<anyhow::Error> {
-    step(cargo()?.args(["build", "--release", "-p", "xtask", "-p", "process"]))?;
+fn build_and_become_release(wants_real_time: bool) -> Result<anyhow::Error> {
+    let packages = ["-p", "xtask", "-p", "process", "-p", "agent"];
+    step(cargo()?.args(["build", "--release"]).args(packages))?;
     let here = std::env::current_exe()?;
     let target = here.ancestors().nth(2).context("cargo's target folder")?;
     let program = target.join("release").join("xtask");
     let arguments = std::env::args_os().skip(1);
-    let mut command = if may_be_real_time() {
+    let mut command = if wants_real_time && may_be_real_time() {
         let mut command = Command::new(REAL_TIME[0]);
         command.args(&REAL_TIME[1..]).arg(&program);
         command.args(arguments).arg("--real-time");
