@@ -45,29 +45,31 @@ use tonic_reflection::pb::v1::{
 };
 use tonic_types::StatusExt;
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
 
-type Devices = DeviceServiceClient<Channel>;
+pub(crate) type Devices = DeviceServiceClient<Channel>;
 
 /// The directories of an agent, and the agent while it runs. Unlike `tests::Agent` it can lose its agent and get another
 /// one.
-struct Host {
-    dir: TempDir,
-    run_dir: PathBuf,
-    program: PathBuf,
-    flags: Vec<String>,
-    user: Option<u32>,
-    agent: Option<Child>,
+pub(crate) struct Host {
+    pub(crate) dir: TempDir,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) program: PathBuf,
+    pub(crate) flags: Vec<String>,
+    /// Of the agents that start from now on.
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) user: Option<u32>,
+    pub(crate) agent: Option<Child>,
 }
 
 impl Host {
     /// A host with an agent.
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| ()).await
     }
 
-    async fn start_with(change: impl FnOnce(&mut Self)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Self)) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("vfu-")
             .tempdir_in("/tmp")
@@ -77,6 +79,7 @@ impl Host {
             dir,
             program: programs().unwrap().join("vfu-agent"),
             flags: Vec::new(),
+            env: Vec::new(),
             user: None,
             agent: None,
         };
@@ -86,7 +89,7 @@ impl Host {
     }
 
     /// Starts the agent and waits until it serves.
-    async fn start_agent(&mut self) {
+    pub(crate) async fn start_agent(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -106,41 +109,42 @@ impl Host {
         .unwrap();
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(["--run-dir", self.run_dir.to_str().unwrap()])
             .args(["--state-dir", self.path("state").to_str().unwrap()])
-            .args(&self.flags);
+            .args(&self.flags)
+            .envs(self.env.iter().cloned());
         command
     }
 
     /// Ends the agent by this signal.
-    fn end_agent(&mut self, signal: Signal) {
+    pub(crate) fn end_agent(&mut self, signal: Signal) {
         let mut agent = self.agent.take().unwrap();
         send(i32::try_from(agent.id()).unwrap(), signal);
         command::wait_for("the end of the agent", LIMIT, || Ok(agent.try_wait()?)).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         command::tail(&self.path("agent.log"), 50)
     }
 
-    async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         let uri = format!("unix://{}", self.run_dir.join("agent.sock").display());
         Endpoint::from_shared(uri).unwrap().connect().await.unwrap()
     }
 
-    async fn devices(&self) -> Devices {
+    pub(crate) async fn devices(&self) -> Devices {
         DeviceServiceClient::new(self.channel().await)
     }
 
     /// Fails unless nothing of any device is left.
-    async fn assert_empty(&self) {
+    pub(crate) async fn assert_empty(&self) {
         let listed = self
             .devices()
             .await
@@ -157,7 +161,7 @@ impl Host {
     }
 
     /// The device processes, by the log they write to.
-    fn processes(&self) -> Vec<i32> {
+    pub(crate) fn processes(&self) -> Vec<i32> {
         let run = &self.run_dir;
         let pids = fs::read_dir("/proc")
             .unwrap()
@@ -184,13 +188,13 @@ impl Drop for Host {
     }
 }
 
-fn send(pid: i32, signal: Signal) {
+pub(crate) fn send(pid: i32, signal: Signal) {
     // The process may have ended by itself.
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
 /// A request for an e1000 with this configuration.
-fn e1000(id: &str, config: serde_json::Value) -> CreateDeviceRequest {
+pub(crate) fn e1000(id: &str, config: serde_json::Value) -> CreateDeviceRequest {
     CreateDeviceRequest {
         device: Some(Device {
             spec: Some(DeviceSpec {
@@ -205,15 +209,15 @@ fn e1000(id: &str, config: serde_json::Value) -> CreateDeviceRequest {
     }
 }
 
-fn nic(id: &str) -> CreateDeviceRequest {
+pub(crate) fn nic(id: &str) -> CreateDeviceRequest {
     e1000(id, json!({"net": {"null": {}}}))
 }
 
-fn spec(request: &mut CreateDeviceRequest) -> &mut DeviceSpec {
+pub(crate) fn spec(request: &mut CreateDeviceRequest) -> &mut DeviceSpec {
     request.device.as_mut().unwrap().spec.as_mut().unwrap()
 }
 
-fn to_struct(value: serde_json::Value) -> Struct {
+pub(crate) fn to_struct(value: serde_json::Value) -> Struct {
     let serde_json::Value::Object(fields) = value else {
         panic!("{value} is no object");
     };
@@ -235,11 +239,11 @@ fn to_value(value: serde_json::Value) -> Value {
     Value { kind: Some(kind) }
 }
 
-async fn create(devices: &mut Devices, request: CreateDeviceRequest) -> Device {
+pub(crate) async fn create(devices: &mut Devices, request: CreateDeviceRequest) -> Device {
     devices.create_device(request).await.unwrap().into_inner()
 }
 
-async fn get(devices: &mut Devices, id: &str) -> Device {
+pub(crate) async fn get(devices: &mut Devices, id: &str) -> Device {
     let name = format!("devices/{id}");
     devices
         .get_device(GetDeviceRequest { name })
@@ -252,23 +256,23 @@ async fn refused(devices: &mut Devices, request: CreateDeviceRequest) -> Status 
     devices.create_device(request).await.unwrap_err()
 }
 
-fn deletion(id: &str) -> DeleteDeviceRequest {
+pub(crate) fn deletion(id: &str) -> DeleteDeviceRequest {
     DeleteDeviceRequest {
         name: format!("devices/{id}"),
         ..DeleteDeviceRequest::default()
     }
 }
 
-fn state(device: &Device) -> State {
+pub(crate) fn state(device: &Device) -> State {
     device.status.as_ref().unwrap().state()
 }
 
-fn pid(device: &Device) -> i32 {
+pub(crate) fn pid(device: &Device) -> i32 {
     device.status.as_ref().unwrap().pid
 }
 
 /// Waits until the device is as asked.
-async fn wait_for(
+pub(crate) async fn wait_for(
     devices: &mut Devices,
     id: &str,
     what: &str,
@@ -288,7 +292,7 @@ async fn wait_for(
         .unwrap_or_else(|_| panic!("device {id} never: {what}"))
 }
 
-fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     status.get_details_error_info().unwrap().reason
 }
 
