@@ -16,6 +16,7 @@ use crate::{
     config::{CONFIG_BYTES, Capability, ConfigSpace},
     rom::Rom,
     saved::{self, Bytes},
+    stats::Sink,
 };
 
 const BAR_COUNT: usize = 6;
@@ -33,6 +34,16 @@ struct State {
     format: u32,
     config: Bytes,
     device: Saved,
+}
+
+/// Accesses by message; what a client maps it reaches unseen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Accesses {
+    /// Of BARs and the expansion ROM.
+    reads: u64,
+    writes: u64,
+    config_reads: u64,
+    config_writes: u64,
 }
 
 /// The client can't be asked to let go of the device.
@@ -54,6 +65,7 @@ pub struct Function<D> {
     /// The client was told of memory that is gone.
     error_told: bool,
     software_resets: u64,
+    accesses: Accesses,
     clock: Clock,
     regions: [Region; bindings::VFIO_PCI_NUM_REGIONS as usize],
     irqs: [IrqInfo; bindings::VFIO_PCI_NUM_IRQS as usize],
@@ -100,6 +112,7 @@ impl<D: Device> Function<D> {
             refused: None,
             error_told: false,
             software_resets: 0,
+            accesses: Accesses::default(),
             clock: Clock::default(),
             regions,
             irqs,
@@ -175,6 +188,15 @@ impl<D: Device> Function<D> {
         device.update(&mut bus, config)
     }
 
+    /// What the function has counted, and its model.
+    pub fn stats(&self, sink: &mut dyn Sink) {
+        sink.count("region.reads", "{access}", self.accesses.reads);
+        sink.count("region.writes", "{access}", self.accesses.writes);
+        sink.count("config.reads", "{access}", self.accesses.config_reads);
+        sink.count("config.writes", "{access}", self.accesses.config_writes);
+        self.device.stats(sink);
+    }
+
     /// Everything by which a driver could tell this function from one in its power-on state.
     fn state(&self) -> State {
         let Self {
@@ -187,6 +209,7 @@ impl<D: Device> Function<D> {
             refused: _,
             error_told: _,
             software_resets: _,
+            accesses: _,
             clock,
             // What follows from the model's identity.
             rom: _,
@@ -291,9 +314,13 @@ impl<D: Device> vfio_user::Device for Function<D> {
         data: &mut [u8],
     ) -> Result<(), Errno> {
         if region == bindings::VFIO_PCI_CONFIG_REGION_INDEX {
+            self.accesses.config_reads += 1;
             self.config
                 .read(usize::try_from(offset).map_err(|_| Errno::EINVAL)?, data);
-        } else if let Some(bar) = self.bar(region) {
+            return Ok(());
+        }
+        self.accesses.reads += 1;
+        if let Some(bar) = self.bar(region) {
             let (device, mut bus) = self.split(lent);
             device.read(&mut bus, bar, offset, data);
         } else if let Some(rom) = self
@@ -317,12 +344,16 @@ impl<D: Device> vfio_user::Device for Function<D> {
         data: &[u8],
     ) -> Result<(), Errno> {
         if region == bindings::VFIO_PCI_CONFIG_REGION_INDEX {
+            self.accesses.config_writes += 1;
             self.write_config(
                 lent,
                 usize::try_from(offset).map_err(|_| Errno::EINVAL)?,
                 data,
             );
-        } else if !self.running {
+            return Ok(());
+        }
+        self.accesses.writes += 1;
+        if !self.running {
             return Err(Errno::EBUSY);
         } else if let Some(bar) = self.bar(region) {
             let (device, mut bus) = self.split(lent);

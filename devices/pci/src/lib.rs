@@ -9,6 +9,7 @@ mod function;
 pub mod regs;
 mod rom;
 pub mod saved;
+pub mod stats;
 mod update;
 
 #[cfg(any(test, feature = "testing"))]
@@ -81,6 +82,10 @@ pub trait Device {
 
     /// Does what has become possible: the descriptor is readable or the deadline has passed.
     fn run(&mut self, _bus: &mut Bus<'_>, _now: Instant) {}
+
+    /// What the model has counted since it was made, beside what is counted for every device. A reset is no new beginning.
+    /// Asked after each turn of the loop, so that it does no more than tell numbers.
+    fn stats(&self, _sink: &mut dyn stats::Sink) {}
 }
 
 impl<D: Device + ?Sized> Device for Box<D> {
@@ -116,5 +121,8 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn run(&mut self, bus: &mut Bus<'_>, now: Instant) {
         (**self).run(bus, now);
+    }
+    fn stats(&self, sink: &mut dyn stats::Sink) {
+        (**self).stats(sink);
     }
 }

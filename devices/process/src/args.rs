@@ -76,6 +76,9 @@ pub(crate) struct Serve {
     /// Take commands and report status on this inherited listening AF_UNIX seqpacket socket.
     #[arg(long, value_name = "N")]
     pub(crate) control_fd: Option<RawFd>,
+    /// Keep counters in this inherited file, for who reads it meanwhile.
+    #[arg(long, value_name = "N")]
+    pub(crate) stats_fd: Option<RawFd>,
     /// After a request, look for the next one for so many microseconds before sleeping: answers come sooner, and take more
     /// of a processor. 0: never.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]

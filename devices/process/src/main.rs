@@ -9,6 +9,7 @@ mod failure;
 mod inherit;
 mod probe;
 mod server;
+mod stats;
 mod throttle;
 
 use std::{io::Write as _, process::ExitCode};
@@ -22,6 +23,7 @@ use crate::{
     control::Control,
     failure::Failure,
     server::Server,
+    stats::Stats,
 };
 
 fn main() -> ExitCode {
@@ -101,13 +103,14 @@ fn serve(args: Serve) -> ExitCode {
         Ok(control) => control,
         Err(failure) => return give_up(&failure),
     };
-    let server = match Server::open(&args, &mut control) {
-        Ok(server) => server,
-        Err(failure) => {
-            control.send_failure(&failure);
-            return give_up(&failure);
-        }
-    };
+    let server =
+        match Stats::open(args.stats_fd).and_then(|stats| Server::open(&args, &control, stats)) {
+            Ok(server) => server,
+            Err(failure) => {
+                control.send_failure(&failure);
+                return give_up(&failure);
+            }
+        };
     info!(model = args.model, "serving");
     match server.run(control) {
         Ok(signal) => {

@@ -112,13 +112,17 @@ impl Server {
     }
 
     fn news(&self) -> (bool, Resets) {
+        (self.session.is_some(), self.resets_by_now())
+    }
+
+    pub(super) fn resets_by_now(&self) -> Resets {
         let mut resets = self.resets;
         resets.software = self.function.software_resets();
         resets.device_reset += self
             .session
             .as_ref()
             .map_or(0, |connected| connected.session.device_resets());
-        (self.session.is_some(), resets)
+        resets
     }
 
     fn status(&self) -> Status {

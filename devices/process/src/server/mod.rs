@@ -14,6 +14,7 @@
 
 mod agent;
 mod connected;
+mod counts;
 mod sentry;
 mod start;
 mod watch;
@@ -39,9 +40,11 @@ use crate::{
     args::Serve,
     control::{Control, Resets},
     failure::Failure,
+    stats::Stats,
     throttle::Throttle,
 };
 use connected::Connected;
+use counts::Counts;
 use sentry::Sentry;
 use watch::{Token, Watch};
 
@@ -76,6 +79,8 @@ pub(crate) struct Server {
     /// What the agent knows: whether there is a client, and the resets; and when it was told.
     told: (bool, Resets),
     told_at: Instant,
+    counts: Counts,
+    stats: Stats,
     log: Log,
 }
 
@@ -90,13 +95,15 @@ struct Log {
 
 impl Server {
     /// Makes everything that can fail before the first client: socket, model, backend.
-    pub(crate) fn open(args: &Serve, control: &mut Control) -> Result<Self, Failure> {
+    pub(crate) fn open(args: &Serve, control: &Control, stats: Stats) -> Result<Self, Failure> {
         let listener = start::listen(args)?;
         let config = start::read_config(&args.config)?;
         let device = start::open_model(&args.model, config.clone(), &listener)?;
         let spin = Duration::from_micros(args.spin_us.into());
-        Self::with(listener, device, config, spin, control)
-            .map_err(|errno| Failure::internal(format!("set up the event loop: {errno}")))
+        let mut server = Self::with(listener, device, config, spin, control, stats)
+            .map_err(|errno| Failure::internal(format!("set up the event loop: {errno}")))?;
+        server.publish_stats();
+        Ok(server)
     }
 
     fn with(
@@ -105,6 +112,7 @@ impl Server {
         config: Value,
         spin: Duration,
         control: &Control,
+        stats: Stats,
     ) -> Result<Self, Errno> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
@@ -128,6 +136,8 @@ impl Server {
             resets: Resets::default(),
             told: (false, Resets::default()),
             told_at: Instant::now(),
+            counts: Counts::default(),
+            stats,
             log: Log::default(),
         };
         server.watch_listeners(control)?;
@@ -143,6 +153,7 @@ impl Server {
             self.doze()?;
             // Also of what was served just now.
             self.update_watch()?;
+            self.publish_stats();
             let ready = self.watch.wait(self.time_left(Instant::now()))?;
             let now = Instant::now();
             let mut backend_ready = false;
@@ -210,6 +221,7 @@ impl Server {
         {
             let served = connected.sleep(&mut self.function);
             self.end_turn(served);
+            self.publish_stats();
         }
         sentry.rest();
         self.sentry = Some(sentry);
@@ -355,6 +367,7 @@ impl Server {
                 );
             }
             self.listener.turn_away(stream);
+            self.counts.turned_away += 1;
             return Ok(());
         }
         match self.begin(stream, now) {
@@ -363,6 +376,7 @@ impl Server {
                     info!(client = ?connected.client, suppressed, "client connected");
                 }
                 self.session = Some(connected);
+                self.counts.connections += 1;
             }
             Err(error) => warn!(%error, "a client could not be served, and was closed"),
         }
