@@ -52,6 +52,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) socket: &'a OwnedFd,
     /// The listening control socket.
     pub(crate) control: &'a OwnedFd,
+    /// Where it keeps its counters.
+    pub(crate) stats: &'a File,
     pub(crate) log: File,
 }
 
@@ -64,15 +66,20 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a process in a session of its own, with nothing of the agent's but the two sockets
-    /// and the log.
+    /// Starts a process in a session of its own, with nothing of the agent's but the two sockets,
+    /// the counters and the log.
     pub(crate) fn spawn(launch: Launch<'_>) -> io::Result<Self> {
-        let inherited = [launch.socket.as_fd(), launch.control.as_fd()];
+        let inherited = [
+            launch.socket.as_fd(),
+            launch.control.as_fd(),
+            launch.stats.as_fd(),
+        ];
         let mut command = Command::new(launch.program);
         command
             .arg(launch.model)
             .args(["--fd", &inherited[0].as_raw_fd().to_string()])
             .args(["--control-fd", &inherited[1].as_raw_fd().to_string()])
+            .args(["--stats-fd", &inherited[2].as_raw_fd().to_string()])
             .args(["--config", launch.config_argument])
             .current_dir("/")
             .stdin(Stdio::null())
@@ -153,7 +160,7 @@ mod tests {
 
     /// Runs a script that notes its arguments, its session and its open fds, then does as told. It
     /// stands in the place of the model, and a shell in the place of the device program.
-    fn spawn(directory: &Path, then: &str) -> (Process, [RawFd; 2]) {
+    fn spawn(directory: &Path, then: &str) -> (Process, [RawFd; 3]) {
         let script = directory.join("script");
         let text = format!(
             "echo \"$@\"\necho session $(cut -d' ' -f6 /proc/$$/stat) of $$\n\
@@ -162,6 +169,7 @@ mod tests {
         std::fs::write(&script, text).unwrap();
         let socket = OwnedFd::from(File::open("/dev/null").unwrap());
         let control = OwnedFd::from(File::open("/dev/null").unwrap());
+        let stats = File::open("/dev/null").unwrap();
         let log = File::create(directory.join("log")).unwrap();
         let process = Process::spawn(Launch {
             program: Path::new("/bin/sh"),
@@ -169,27 +177,28 @@ mod tests {
             config_argument: "@/some/file",
             socket: &socket,
             control: &control,
+            stats: &stats,
             log,
         });
-        let fds = [socket.as_raw_fd(), control.as_raw_fd()];
+        let fds = [socket.as_raw_fd(), control.as_raw_fd(), stats.as_raw_fd()];
         (process.unwrap(), fds)
     }
 
     #[tokio::test]
-    async fn a_process_has_its_session_and_its_two_sockets_only() {
+    async fn a_process_has_its_session_its_two_sockets_and_its_counters_only() {
         let directory = tempfile::tempdir().unwrap();
         let _secret = File::create(directory.path().join("secret")).unwrap();
-        let (mut process, [socket, control]) = spawn(directory.path(), "exit 7");
+        let (mut process, [socket, control, stats]) = spawn(directory.path(), "exit 7");
         let pid = process.pid();
         assert_eq!(process.exited().await, Exit::Code(7));
         let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
         let lines: Vec<_> = log.lines().collect();
         assert_eq!(
             lines[0],
-            format!("--fd {socket} --control-fd {control} --config @/some/file")
+            format!("--fd {socket} --control-fd {control} --stats-fd {stats} --config @/some/file")
         );
         assert_eq!(lines[1], format!("session {pid} of {pid}"));
-        for passed in [socket, control] {
+        for passed in [socket, control, stats] {
             assert!(log.contains(&format!(" {passed} -> /dev/null")), "{log}");
         }
         assert!(!log.contains("secret"), "{log}");

@@ -17,7 +17,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Starts `command` in a session of its own, with `inherited` open under their numbers beside stdio.
-pub(super) fn spawn(command: &mut Command, inherited: &[BorrowedFd<'_>; 2]) -> io::Result<Child> {
+pub(super) fn spawn<const N: usize>(
+    command: &mut Command,
+    inherited: &[BorrowedFd<'_>; N],
+) -> io::Result<Child> {
     let numbers = inherited.map(|fd| fd.as_raw_fd());
     let prepare = move || {
         nix::unistd::setsid()?;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 /// How much of the end of a log goes into a message.
 const TAIL_LINES: usize = 5;
 const TAIL_BYTES: u64 = 2048;
+/// Room for a process's counters.
+pub(crate) const STATS_BYTES: u64 = 8192;
 
 /// Which device a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,11 @@ impl RunDir {
         self.path.join("log")
     }
 
+    /// The counters of the process.
+    pub(crate) fn stats(&self) -> PathBuf {
+        self.path.join("stats")
+    }
+
     fn manifest(&self) -> PathBuf {
         self.path.join("manifest.json")
     }
@@ -95,6 +102,22 @@ impl RunDir {
             .open(self.log())?;
         let bytes = file.metadata()?.len();
         Ok((file, bytes))
+    }
+
+    /// Makes the file in which a new process keeps its counters, and which is not that of the process before it: it may
+    /// still be writing there.
+    pub(crate) fn create_stats(&self) -> io::Result<File> {
+        let hidden = self.path.join(".stats");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&hidden)?;
+        file.set_len(STATS_BYTES)?;
+        fs::rename(hidden, self.stats())?;
+        Ok(file)
     }
 
     /// The last lines of the log after `offset`.

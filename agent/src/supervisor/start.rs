@@ -67,6 +67,7 @@ pub(super) async fn spawn(
         .map_err(directory)?;
     steps::reached("start.directory");
     let (log, log_offset) = dir.open_log().map_err(directory)?;
+    let stats = dir.create_stats().map_err(directory)?;
     let bound = match sockets.take() {
         Some(bound) => bound,
         None => {
@@ -86,6 +87,7 @@ pub(super) async fn spawn(
         config_argument: &dir.config_argument(),
         socket: &bound.vfio_user,
         control: &bound.control,
+        stats: &stats,
         log,
     };
     let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
