@@ -12,6 +12,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.retain(|path| path.extension().is_some_and(|it| it == "proto"));
     files.sort();
     let set = protox::compile(files, ["."])?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    // Sorted maps: one message has one encoding, so that two devices can be compared by their bytes.
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .compile_fds(set)?;
     Ok(())
 }

@@ -191,7 +191,7 @@ fn edits(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, HashMap};
+    use std::collections::BTreeMap;
 
     use prost_types::{FieldMask, Struct, value::Kind};
     use serde_json::json;
@@ -209,7 +209,7 @@ mod tests {
             etag: "e".to_owned(),
             uid: "read".to_owned(),
             generation: 7,
-            labels: HashMap::from([("a.b".to_owned(), "1".to_owned())]),
+            labels: BTreeMap::from([("a.b".to_owned(), "1".to_owned())]),
             spec: Some(v1::DeviceSpec {
                 model: "e1000".to_owned(),
                 config: Some(Struct {

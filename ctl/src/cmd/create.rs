@@ -1,6 +1,6 @@
 //! `vfuctl create`
 
-use std::{collections::HashMap, io::Read, path::Path};
+use std::{collections::BTreeMap, io::Read, path::Path};
 
 use proto::v1::{CreateDeviceRequest, Device, DeviceSpec};
 use serde_json::{Map, Value};
@@ -80,8 +80,8 @@ fn read(text: &str) -> Result<Map<String, Value>, Error> {
 }
 
 /// What `--label` says.
-pub(super) fn labels(texts: &[String]) -> Result<HashMap<String, String>, Error> {
-    let mut labels = HashMap::new();
+pub(super) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Error> {
+    let mut labels = BTreeMap::new();
     for text in texts {
         let Some((key, value)) = text.split_once('=') else {
             return Err(Error::Usage(format!("--label {text}: must be KEY=VALUE")));
