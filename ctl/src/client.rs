@@ -101,6 +101,19 @@ impl Client {
         AgentServiceClient::new(self.channel.clone())
     }
 
+    /// How long it waits for an answer.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The same connection, with another deadline for every call.
+    pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            timeout,
+            ..self.clone()
+        }
+    }
+
     /// `message` as a request that carries the deadline.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);

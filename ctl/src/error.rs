@@ -65,6 +65,17 @@ pub(crate) enum Error {
     /// The agent did not answer.
     #[error("no answer from the agent within {} s (see --timeout)", .0.as_secs_f64())]
     Late(Duration),
+    /// Devices were not stopped in time.
+    #[error(
+        "not stopped within {} s (see --timeout): {}; the agent goes on with them, and so does the same command",
+        timeout.as_secs_f64(), names.join(", ")
+    )]
+    Remaining {
+        /// Those devices.
+        names: Vec<String>,
+        /// How long the agent has waited.
+        timeout: Duration,
+    },
     /// The agent answered what can't be.
     #[error("the agent's answer makes no sense: {0}")]
     Nonsense(String),
@@ -139,7 +150,7 @@ impl Error {
                 _ => 1,
             },
             Self::Broken { .. } => 7,
-            Self::Late(_) => 8,
+            Self::Late(_) | Self::Remaining { .. } => 8,
             Self::Nonsense(_) | Self::Output(_) => 1,
             Self::Read { .. } => 2,
             Self::InUse { .. } | Self::NoProgram(_) => 5,

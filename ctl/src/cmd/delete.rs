@@ -11,17 +11,24 @@ pub(crate) async fn run(
     client: &Client,
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
+    args.guard.check(&args.ids).map_err(Error::Usage)?;
+    let what = match args.validate_only {
+        true => "can be deleted; nothing was",
+        false => "deleted",
+    };
     let mut failures = Vec::new();
     for id in &args.ids {
         let name = device_name(id);
         let request = client.request(DeleteDeviceRequest {
             name: name.clone(),
+            etag: args.guard.etag.clone().unwrap_or_default(),
             force: args.force,
             allow_missing: args.allow_missing,
-            ..DeleteDeviceRequest::default()
+            request_id: args.guard.request_id.clone().unwrap_or_default(),
+            validate_only: args.validate_only,
         });
         match client.answer(client.devices().delete_device(request)).await {
-            Ok(()) => output.done(&name, "deleted", None)?,
+            Ok(()) => output.done(&name, what, None)?,
             Err(error) => failures.push(error),
         }
     }

@@ -1,5 +1,6 @@
-//! The commands, one file each.
+//! The commands, a file for each, or for those about one thing.
 
+pub(crate) mod agent;
 pub(crate) mod cmdline;
 pub(crate) mod create;
 pub(crate) mod delete;
@@ -7,6 +8,7 @@ pub(crate) mod get;
 pub(crate) mod models;
 pub(crate) mod probe;
 pub(crate) mod reset;
+pub(crate) mod restart;
 pub(crate) mod update;
 pub(crate) mod version;
 

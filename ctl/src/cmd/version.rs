@@ -1,8 +1,9 @@
 //! `vfuctl version`
 
-use proto::v1::{Agent, GetAgentRequest};
+use proto::v1::Agent;
 use serde_json::json;
 
+use super::agent;
 use crate::{
     client::Client,
     error::Error,
@@ -15,7 +16,7 @@ pub(crate) async fn run(
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
     let version = env!("CARGO_PKG_VERSION");
-    let agent = agent(client).await;
+    let agent = ask(client).await;
     match output.format() {
         Format::Json | Format::Yaml => {
             let mut value = json!({"client": {"version": version}});
@@ -35,8 +36,6 @@ pub(crate) async fn run(
     agent.map(|_| ())
 }
 
-async fn agent(client: Result<Client, Error>) -> Result<Agent, Error> {
-    let client = client?;
-    let request = client.request(GetAgentRequest::default());
-    client.answer(client.agent().get_agent(request)).await
+async fn ask(client: Result<Client, Error>) -> Result<Agent, Error> {
+    agent::get(&client?).await
 }

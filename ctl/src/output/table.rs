@@ -1,0 +1,158 @@
+//! Tables for people, as kubectl's.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use proto::v1::{Client, Device};
+
+use crate::error::printable;
+
+/// What stands where there is nothing, as in kubectl's tables.
+const NONE: &str = "<none>";
+
+/// A table of devices; `wide` has more columns.
+pub(super) fn devices(devices: &[Device], wide: bool, now: SystemTime) -> String {
+    let mut head = vec!["NAME", "MODEL", "STATE", "CLIENT", "AGE"];
+    if wide {
+        head.extend(["SOCKET", "PID", "RESTARTS", "UID"]);
+    }
+    let rows = devices.iter().map(|device| {
+        let spec = device.spec.clone().unwrap_or_default();
+        let status = device.status.clone().unwrap_or_default();
+        let state = status.state().as_str_name();
+        let mut row = vec![
+            id(&device.name).to_owned(),
+            spec.model,
+            state.to_owned(),
+            status.client.as_ref().map(client).unwrap_or_default(),
+            device
+                .create_time
+                .map(|it| age(it, now))
+                .unwrap_or_default(),
+        ];
+        if wide {
+            let pid = Some(status.pid).filter(|pid| *pid != 0);
+            row.extend([
+                status.socket_path,
+                pid.map(|pid| pid.to_string()).unwrap_or_default(),
+                status.restart_count.to_string(),
+                device.uid.clone(),
+            ]);
+        }
+        row
+    });
+    table(&head, rows)
+}
+
+/// The id in a resource name.
+pub(crate) fn id(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or_default()
+}
+
+/// A VMM in few words.
+pub(crate) fn client(client: &Client) -> String {
+    match id(&client.executable) {
+        "" => client.pid.to_string(),
+        program => format!("{program}({})", client.pid),
+    }
+}
+
+/// Lines of columns three blanks apart.
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let head = head.iter().map(|it| (*it).to_owned()).collect();
+    let mut lines: Vec<Vec<String>> = vec![head];
+    lines.extend(rows);
+    for cell in lines.iter_mut().flatten() {
+        *cell = match cell.is_empty() {
+            true => NONE.to_owned(),
+            // A client's executable can have any name.
+            false => printable(cell).replace('\n', " "),
+        };
+    }
+    let columns = lines[0].len();
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line.iter().zip(&widths);
+        let cells: Vec<_> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("   ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// How long ago, in one or two units, as kubectl does.
+pub(crate) fn age(since: prost_types::Timestamp, now: SystemTime) -> String {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = now.saturating_sub(u64::try_from(since.seconds).unwrap_or(0));
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    let two = |big: u64, unit: &str, small: u64, part: &str| match small {
+        0 => format!("{big}{unit}"),
+        small => format!("{big}{unit}{small}{part}"),
+    };
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => two(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => two(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => two(days, "d", hours % 24, "h"),
+        _ => format!("{days}d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::tests::device;
+    use std::time::Duration;
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1185)
+    }
+
+    #[test]
+    fn tables_look_like_kubectls() {
+        let other = Device {
+            name: "devices/a-long-name".into(),
+            ..Device::default()
+        };
+        assert_eq!(
+            devices(&[device(), other], false, now()),
+            "\
+NAME          MODEL    STATE               CLIENT                  AGE
+nic0          e1000    CONNECTED           qemu-system-x86_64(7)   3m5s
+a-long-name   <none>   STATE_UNSPECIFIED   <none>                  <none>
+"
+        );
+        assert_eq!(
+            devices(&[device()], true, now()),
+            "\
+NAME   MODEL   STATE       CLIENT                  AGE    SOCKET                                 PID   RESTARTS   UID
+nic0   e1000   CONNECTED   qemu-system-x86_64(7)   3m5s   /run/vfu/devices/nic0/vfio-user.sock   42    0          0b1f
+"
+        );
+    }
+
+    #[test]
+    fn ages_have_one_or_two_units() {
+        let age = |seconds: u64| {
+            let zero = prost_types::Timestamp::default();
+            super::age(zero, UNIX_EPOCH + Duration::from_secs(seconds))
+        };
+        assert_eq!(age(0), "0s");
+        assert_eq!(age(119), "119s");
+        assert_eq!(age(120), "2m");
+        assert_eq!(age(185), "3m5s");
+        assert_eq!(age(3600), "60m");
+        assert_eq!(age(3 * 3600 + 60), "3h1m");
+        assert_eq!(age(30 * 3600), "30h");
+        assert_eq!(age(3 * 86400 + 7200), "3d2h");
+        assert_eq!(age(400 * 86400), "400d");
+    }
+}
