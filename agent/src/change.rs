@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::labels::{check_annotations, check_labels};
+use crate::limits::{Limit, Limits};
 use crate::models::Model;
 use crate::schema::{Violation, quoted};
 use crate::store::{Record, RestartPolicy, SocketSpec};
@@ -26,6 +27,8 @@ pub(crate) enum Edit {
     ConfigField(Vec<String>, Option<Value>),
     RestartPolicy(RestartPolicy),
     Socket(Option<SocketSpec>),
+    Limits(Limits),
+    Limit(Limit),
 }
 
 /// All that a call wants changed.
@@ -104,6 +107,8 @@ impl Edit {
             }
             Self::RestartPolicy(policy) => record.spec.restart_policy = policy,
             Self::Socket(socket) => record.spec.socket = socket,
+            Self::Limits(limits) => record.spec.limits = limits,
+            Self::Limit(limit) => limit.set(&mut record.spec.limits),
         }
     }
 }

@@ -5,6 +5,7 @@
 mod change;
 mod config;
 mod labels;
+mod limits;
 mod models;
 mod mutable;
 mod rpc;

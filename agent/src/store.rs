@@ -17,6 +17,8 @@ use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, Tab
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::limits::Limits;
+
 const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SCHEMA: &str = "schema";
@@ -76,6 +78,8 @@ pub(crate) struct Spec {
     pub(crate) config: serde_json::Value,
     pub(crate) restart_policy: RestartPolicy,
     pub(crate) socket: Option<SocketSpec>,
+    #[serde(default)]
+    pub(crate) limits: Limits,
 }
 
 /// What the agent does when a device's process ends by itself.
@@ -311,6 +315,7 @@ pub(crate) mod tests {
                 config: serde_json::json!({"net": {"null": {}}}),
                 restart_policy: RestartPolicy::Always,
                 socket: None,
+                limits: Limits::default(),
             },
             created_by: None,
             updated_by: Vec::new(),

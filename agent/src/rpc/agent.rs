@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::{invalid_field, unserved};
 use super::{MAX_REQUEST_BYTES, Service};
+use crate::limits::open_files_of_agent;
 use crate::models::MAX_CONFIG_BYTES;
 use crate::supervisor::{Life, chain};
 
@@ -73,6 +74,8 @@ impl AgentService for Service {
                 concurrent_calls: to_i32(config.max_calls),
                 request_bytes: to_i64(MAX_REQUEST_BYTES),
                 config_bytes: to_i64(MAX_CONFIG_BYTES),
+                open_files: i64::try_from(open_files_of_agent()).unwrap_or(i64::MAX),
+                ..v1::AgentLimits::default()
             }),
             ..v1::Agent::default()
         }))

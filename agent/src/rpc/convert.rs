@@ -11,7 +11,8 @@ use serde_json::{Map, Number};
 use tonic::Status;
 use uuid::Uuid;
 
-use super::status::{invalid, unserved_fields};
+use super::limits;
+use super::status::invalid;
 use crate::labels::{check_annotations, check_labels};
 use crate::models::{Catalogue, Model};
 use crate::schema::{Violation, quoted};
@@ -94,9 +95,9 @@ pub(super) fn record(
         bad.push(Violation::new("device.spec", "required"));
         return Err(invalid(bad));
     };
-    check_limits(&spec)?;
     let restart_policy = restart_policy(spec.restart_policy, &mut bad);
     let socket = spec.socket.map(|it| socket_spec(it, &mut bad));
+    let limits = limits::limits(spec.limits, &mut bad);
     let model = catalogue.models.get(&spec.model);
     let config = config(spec.config.unwrap_or_default(), &mut bad);
     match (model, &config) {
@@ -127,6 +128,7 @@ pub(super) fn record(
         config,
         restart_policy,
         socket,
+        limits,
     };
     // An id that the agent made is not what was asked for.
     let asked_id = (!generated_id).then_some(&id);
@@ -150,18 +152,6 @@ pub(super) fn record(
         updated_by: Vec::new(),
         traceparent,
     })
-}
-
-/// Refuses limits, which this agent does not enforce.
-pub(super) fn check_limits(spec: &v1::DeviceSpec) -> Result<(), Status> {
-    let none = v1::ResourceLimits::default();
-    if spec.limits.is_none_or(|limits| limits == none) {
-        return Ok(());
-    }
-    let why = "limits are not enforced by this version of the agent; leave them out, and use the \
-               limits of the service manager";
-    let violation = Violation::new("device.spec.limits", why);
-    Err(unserved_fields(vec![violation]))
 }
 
 /// Collects what is wrong with a request's id, if it has one.
@@ -410,7 +400,7 @@ fn planned(record: &Record) -> v1::Device {
                 gid: it.gid,
                 mode: it.mode,
             }),
-            limits: None,
+            limits: limits::to_proto(spec.limits),
         }),
         status: None,
     }

@@ -4,6 +4,7 @@
 mod agent;
 mod convert;
 mod layer;
+mod limits;
 mod model;
 mod status;
 mod update;
@@ -71,6 +72,7 @@ impl DeviceService for Service {
         let validate_only = request.validate_only;
         let catalogue = self.supervisor.shared.models.get().await?;
         let record = convert::record(request, &catalogue, traceparent)?;
+        Supervisor::check_limits(&record.spec.limits)?;
         if validate_only {
             self.supervisor.check(&record)?;
             return Ok(Response::new(convert::validated(&record)));
@@ -129,8 +131,10 @@ impl DeviceService for Service {
         if update.change.needs_model() {
             update.catalogue = Some(self.supervisor.shared.models.get().await?);
         }
+        let planned = device.planned(&update)?;
+        Supervisor::check_limits(&planned.record.spec.limits)?;
         let device = match validate_only {
-            true => device.planned(&update)?,
+            true => planned,
             false => self.supervisor.update(&id, update).await?,
         };
         Ok(Response::new(self.answer(device)))

@@ -156,6 +156,14 @@ impl From<Error> for Status {
                             (vfuctl delete --force)";
                 return Self::with_error_details(code, format!("{message}; {cure}"), details);
             }
+            Error::Unenforceable { limit, .. } => {
+                let metadata = HashMap::from([("limit".to_owned(), (*limit).to_owned())]);
+                let reason = "LIMIT_UNENFORCEABLE";
+                let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+                let field = format!("device.spec.limits.{limit}");
+                details.add_precondition_failure_violation(reason, field, message.clone());
+                (Code::FailedPrecondition, details)
+            }
             Error::NotServing { id, .. } => {
                 about(id, "DEVICE_NOT_SERVED", Code::FailedPrecondition)
             }

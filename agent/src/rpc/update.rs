@@ -8,11 +8,11 @@ use proto::v1;
 use serde_json::Value;
 use tonic::Status;
 
-use super::convert::{
-    check_limits, check_request_id, config, device_id_in, restart_policy, socket_spec,
-};
+use super::convert::{check_request_id, config, device_id_in, restart_policy, socket_spec};
+use super::limits;
 use super::status::invalid;
 use crate::change::{Change, Edit};
+use crate::limits::Limit;
 use crate::schema::{Violation, quoted};
 use crate::store::Call;
 use crate::supervisor::Update;
@@ -139,9 +139,6 @@ fn edits(
 ) -> Result<Vec<Edit>, Status> {
     let spec = device.spec.unwrap_or_default();
     let is_below = |names: &[&str]| paths.iter().any(|it| it.starts_with(&path(names)));
-    if is_below(&["spec", "limits"]) {
-        check_limits(&spec)?;
-    }
     let config = match is_below(&["spec", "config"]) {
         true => config(spec.config.unwrap_or_default(), bad).unwrap_or_default(),
         false => Value::Null,
@@ -175,7 +172,18 @@ fn edits(
                 Edit::RestartPolicy(restart_policy(spec.restart_policy, bad))
             }
             ["spec", "socket", ..] => Edit::Socket(spec.socket.map(|it| socket_spec(it, bad))),
-            ["spec", "limits", ..] => continue,
+            ["spec", "limits"] => Edit::Limits(limits::limits(spec.limits, bad)),
+            ["spec", "limits", name] => {
+                let wanted = limits::limits(spec.limits, bad);
+                match Limit::named(name, wanted) {
+                    Some(limit) => Edit::Limit(limit),
+                    None => {
+                        let why = format!("{} is no limit", quoted(name));
+                        bad.push(Violation::new("update_mask", why));
+                        continue;
+                    }
+                }
+            }
             _ => {
                 let why = format!(
                     "nothing is below {} that could be named",
@@ -198,6 +206,7 @@ mod tests {
     use tonic_types::StatusExt;
 
     use super::*;
+    use crate::limits::Limits;
     use crate::store::{RestartPolicy, SocketSpec};
 
     fn device() -> v1::Device {
@@ -259,6 +268,7 @@ mod tests {
             Edit::Config(json!({"link": "down"})),
             Edit::RestartPolicy(RestartPolicy::Always),
             Edit::Socket(None),
+            Edit::Limits(Limits::default()),
         ];
         assert_eq!(wanted(&["*"]), edits);
         assert_eq!(wanted(&["spec"]), edits[2..]);
@@ -266,6 +276,8 @@ mod tests {
 
     #[test]
     fn paths_go_into_maps_and_configurations() {
+        let cpu = Edit::Limit(Limit::Cpu(None));
+        assert_eq!(wanted(&["spec.limits.cpu_millis"]), [cpu]);
         let label = Edit::Label("a.b".to_owned(), Some("1".to_owned()));
         assert_eq!(wanted(&["labels.`a.b`"]), std::slice::from_ref(&label));
         assert_eq!(wanted(&["labels.a.b"]), [label]);

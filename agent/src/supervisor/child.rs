@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 
 use super::fd;
+use crate::limits::Resources;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(crate) struct Launch<'a> {
     /// Where it keeps its counters.
     pub(crate) stats: &'a File,
     pub(crate) log: File,
+    pub(crate) limits: Resources,
 }
 
 /// A running device process. Dropping it leaves it running.
@@ -85,7 +87,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(launch.log.try_clone()?)
             .stderr(launch.log);
-        let mut child = fd::spawn(&mut command, &inherited)?;
+        let mut child = fd::spawn(&mut command, &inherited, launch.limits)?;
         let pid = i32::try_from(child.id()).expect("the kernel's pids fit into pid_t");
         // The child is not reaped yet, so that its pid is its own.
         match fd::pidfd_open(pid).and_then(fd::watch) {
@@ -157,10 +159,15 @@ mod tests {
     use std::os::fd::RawFd;
 
     use super::*;
+    use crate::limits::Limits;
 
     /// Runs a script that notes its arguments, its session and its open fds, then does as told. It
     /// stands in the place of the model, and a shell in the place of the device program.
     fn spawn(directory: &Path, then: &str) -> (Process, [RawFd; 3]) {
+        spawn_limited(directory, then, Limits::default())
+    }
+
+    fn spawn_limited(directory: &Path, then: &str, limits: Limits) -> (Process, [RawFd; 3]) {
         let script = directory.join("script");
         let text = format!(
             "echo \"$@\"\necho session $(cut -d' ' -f6 /proc/$$/stat) of $$\n\
@@ -179,6 +186,7 @@ mod tests {
             control: &control,
             stats: &stats,
             log,
+            limits: limits.of_process(),
         });
         let fds = [socket.as_raw_fd(), control.as_raw_fd(), stats.as_raw_fd()];
         (process.unwrap(), fds)
@@ -202,6 +210,29 @@ mod tests {
             assert!(log.contains(&format!(" {passed} -> /dev/null")), "{log}");
         }
         assert!(!log.contains("secret"), "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_process_has_its_limits_before_it_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            memory_bytes: Some(64 << 20),
+            open_files: Some(77),
+            ..Limits::default()
+        };
+        let then = "cat /proc/$$/limits; exit 0";
+        let (mut process, _) = spawn_limited(directory.path(), then, limits);
+        assert_eq!(process.exited().await, Exit::Code(0));
+        let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
+        for (name, value) in [
+            ("Max open files", "77"),
+            ("Max data size", "67108864"),
+            ("Max core file size", "0"),
+        ] {
+            let line = log.lines().find(|line| line.starts_with(name)).unwrap();
+            let values: Vec<_> = line[name.len()..].split_whitespace().take(2).collect();
+            assert_eq!(values, [value; 2], "{line}");
+        }
     }
 
     #[tokio::test]

@@ -55,6 +55,8 @@ pub(crate) enum Error {
         field: Option<String>,
         message: String,
     },
+    #[error("{limit}: {why}")]
+    Unenforceable { limit: &'static str, why: String },
     #[error("device {id} did not answer within {patience:?}")]
     NoAnswer { id: String, patience: Duration },
     #[error("ask device {id}")]

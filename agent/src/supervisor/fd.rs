@@ -12,14 +12,19 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::setrlimit;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Starts `command` in a session of its own, with `inherited` open under their numbers beside stdio.
+use crate::limits::Resources;
+
+/// Starts `command` in a session of its own and with these limits, with `inherited` open under their numbers beside
+/// stdio.
 pub(super) fn spawn<const N: usize>(
     command: &mut Command,
     inherited: &[BorrowedFd<'_>; N],
+    limits: Resources,
 ) -> io::Result<Child> {
     let numbers = inherited.map(|fd| fd.as_raw_fd());
     let prepare = move || {
@@ -29,9 +34,14 @@ pub(super) fn spawn<const N: usize>(
             let fd = unsafe { BorrowedFd::borrow_raw(number) };
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
+        for (resource, limit) in limits.0 {
+            if let Some(limit) = limit {
+                setrlimit(resource, limit, limit)?;
+            }
+        }
         Ok(())
     };
-    // SAFETY: `prepare` runs between fork and exec and calls setsid and fcntl alone, which are
+    // SAFETY: `prepare` runs between fork and exec and calls setsid, fcntl and setrlimit alone, which are
     // async-signal-safe; it neither allocates nor takes a lock.
     unsafe { command.pre_exec(prepare) };
     command.spawn()

@@ -36,6 +36,7 @@ use self::rundir::RunDir;
 use self::update::UPDATE_TIMEOUT;
 pub(crate) use self::view::{Configured, Life, View};
 use crate::config::Config;
+use crate::limits::{self, Limits};
 use crate::models::Models;
 use crate::socket;
 use crate::steps;
@@ -217,6 +218,25 @@ impl Supervisor {
             Some(_) => Ok(()),
             None => self.check_free(&devices, &record.id),
         }
+    }
+
+    /// Whether this host can hold a device to its limits.
+    pub(crate) fn check_limits(limits: &Limits) -> Result<(), Error> {
+        let most = limits::open_files_of_agent();
+        if let Some(files) = limits.open_files.filter(|it| u64::from(*it) > most) {
+            let why = format!(
+                "{files} is more than the {most} that the agent itself may have; ask for less, or raise LimitNOFILE= of \
+                 its service"
+            );
+            let limit = "open_files";
+            return Err(Error::Unenforceable { limit, why });
+        }
+        if limits.cpu_millis.is_some() {
+            let limit = "cpu_millis";
+            let why = "devices have no cgroups on this host; leave it out".to_owned();
+            return Err(Error::Unenforceable { limit, why });
+        }
+        Ok(())
     }
 
     fn check_free(&self, devices: &BTreeMap<String, Handle>, id: &str) -> Result<(), Error> {

@@ -89,6 +89,7 @@ pub(super) async fn spawn(
         control: &bound.control,
         stats: &stats,
         log,
+        limits: record.spec.limits.of_process(),
     };
     let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
         program: program.to_owned(),

@@ -25,9 +25,9 @@ use prost_types::{Struct, Value, value::Kind};
 use proto::v1::{
     CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceSpec, GetAgentRequest,
     GetDeviceRequest, GetModelRequest, ListDevicesRequest, ListModelsRequest, PlugDeviceRequest,
-    ResetDeviceRequest, ResourceLimits, SocketSpec, WatchDevicesRequest,
-    agent_service_client::AgentServiceClient, device_service_client::DeviceServiceClient,
-    device_spec::RestartPolicy, device_status::State, model_service_client::ModelServiceClient,
+    ResetDeviceRequest, SocketSpec, WatchDevicesRequest, agent_service_client::AgentServiceClient,
+    device_service_client::DeviceServiceClient, device_spec::RestartPolicy, device_status::State,
+    model_service_client::ModelServiceClient,
 };
 use serde_json::json;
 use tempfile::TempDir;

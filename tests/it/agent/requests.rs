@@ -320,11 +320,6 @@ async fn the_largest_of_requests_have_answers_that_callers_can_take() {
 async fn what_is_not_served_says_so_and_what_to_do() {
     let host = Host::start().await;
     let mut devices = host.devices().await;
-    let mut limits = nic("nic0");
-    spec(&mut limits).limits = Some(ResourceLimits {
-        memory_bytes: 1 << 20,
-        ..ResourceLimits::default()
-    });
     let filter = ListDevicesRequest {
         filter: "model = \"e1000\"".to_owned(),
         ..ListDevicesRequest::default()
@@ -334,7 +329,6 @@ async fn what_is_not_served_says_so_and_what_to_do() {
         ..deletion("nic0")
     };
     for (error, word) in [
-        (refused(&mut devices, limits).await, "device.spec.limits"),
         (devices.list_devices(filter).await.unwrap_err(), "filter"),
         (
             devices.delete_device(delete).await.unwrap_err(),
