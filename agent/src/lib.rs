@@ -11,6 +11,7 @@ mod mutable;
 mod rpc;
 mod schema;
 mod socket;
+mod stats;
 mod steps;
 mod store;
 mod supervisor;

@@ -6,6 +6,7 @@ mod convert;
 mod layer;
 mod limits;
 mod model;
+mod stats;
 mod status;
 mod update;
 
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 use prost::Message;
 use proto::v1;
 use proto::v1::device_service_server::DeviceService;
+use tokio::sync::Semaphore;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -22,10 +24,14 @@ use self::convert::device_id;
 pub(crate) use self::layer::Calls;
 use self::status::{unserved, unserved_fields};
 use crate::schema::Violation;
+use crate::stats::Reader;
 use crate::supervisor::{Device, Error, Supervisor};
 
 /// What tonic takes in one message unless it is told otherwise.
 pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// Streams of counters at once.
+const MAX_STATS_STREAMS: usize = 64;
 
 /// A page ends early when it has this many bytes: with the largest of devices after it, it still
 /// fits into the 4 MiB that callers take unless they are told otherwise.
@@ -36,6 +42,8 @@ const MAX_PAGE_BYTES: usize = 2 << 20;
 pub(crate) struct Service {
     supervisor: Arc<Supervisor>,
     start_time: SystemTime,
+    stats: Arc<Reader>,
+    stats_streams: Arc<Semaphore>,
 }
 
 impl Service {
@@ -43,6 +51,8 @@ impl Service {
         Self {
             supervisor,
             start_time: SystemTime::now(),
+            stats: Arc::default(),
+            stats_streams: Arc::new(Semaphore::new(MAX_STATS_STREAMS)),
         }
     }
 
@@ -211,10 +221,9 @@ impl DeviceService for Service {
 
     async fn watch_stats(
         &self,
-        _: Request<v1::WatchStatsRequest>,
+        request: Request<v1::WatchStatsRequest>,
     ) -> Result<Response<Self::WatchStatsStream>, Status> {
-        let instead = "GetDevice has the counts of resets";
-        Err(unserved("WatchStats", instead))
+        self.stats(request.get_ref()).map(Response::new)
     }
 
     type ReadLogsStream = BoxStream<v1::ReadLogsResponse>;

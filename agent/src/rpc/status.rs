@@ -93,6 +93,16 @@ pub(super) fn overloaded(limit: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
+/// Too many streams of counters at once.
+pub(super) fn too_many_streams(limit: usize) -> Status {
+    let message = format!(
+        "{limit} streams of counters are open, which is this agent's limit; watch devices/- with one, or close another"
+    );
+    let mut details = ErrorDetails::with_error_info("TOO_MANY_STREAMS", DOMAIN, HashMap::new());
+    details.add_quota_failure_violation("agent/stats_streams", format!("limit {limit}"));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
 /// A model that there is not.
 pub(super) fn no_model(name: &str, known: &str) -> Status {
     let message = format!("there is no model {name}; there are: {known}");

@@ -19,6 +19,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -70,6 +71,11 @@ impl Shared {
     /// The path of a device's vfio-user socket.
     pub(crate) fn socket_path(&self, id: &str) -> String {
         self.dir(id).socket().display().to_string()
+    }
+
+    /// The file in which a device's process keeps its counters.
+    pub(crate) fn stats_path(&self, id: &str) -> PathBuf {
+        self.dir(id).stats()
     }
 
     fn dir(&self, id: &str) -> RunDir {
@@ -281,6 +287,16 @@ impl Supervisor {
     /// The device of this id.
     pub(crate) fn get(&self, id: &str) -> Result<Device, Error> {
         self.handle(id).map(|it| it.device())
+    }
+
+    /// How this device is from now on. Its end is that of the device, or of the agent.
+    pub(crate) fn follow(&self, id: &str) -> Result<watch::Receiver<Device>, Error> {
+        self.handle(id).map(|it| it.device)
+    }
+
+    /// Whether the agent is to end.
+    pub(crate) fn shutdown(&self) -> watch::Receiver<bool> {
+        self.shutdown.clone()
     }
 
     fn handle(&self, id: &str) -> Result<Handle, Error> {

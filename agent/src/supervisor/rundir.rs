@@ -9,11 +9,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::stats;
+
 /// How much of the end of a log goes into a message.
 const TAIL_LINES: usize = 5;
 const TAIL_BYTES: u64 = 2048;
-/// Room for a process's counters.
-pub(crate) const STATS_BYTES: u64 = 8192;
 
 /// Which device a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl RunDir {
             .write(true)
             .mode(0o600)
             .open(&hidden)?;
-        file.set_len(STATS_BYTES)?;
+        file.set_len(stats::FILE_BYTES as u64)?;
         fs::rename(hidden, self.stats())?;
         Ok(file)
     }
