@@ -23,12 +23,20 @@ pub struct Bus<'a> {
     pub(crate) lent: &'a mut Lent,
     pub(crate) config: &'a mut ConfigSpace,
     pub(crate) software_resets: &'a mut u64,
+    pub(crate) dma: &'a mut Dma,
     pub(crate) running: bool,
     /// The interrupt that is asserted was told by a message.
     pub(crate) message_sent: &'a mut bool,
     /// The client was told of memory that is gone.
     pub(crate) error_told: &'a mut bool,
     pub(crate) clock: Clock,
+}
+
+/// What the model has moved to and from guest memory. What failed on its way does not count.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Dma {
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
 }
 
 /// What time it is for a model.
@@ -76,7 +84,9 @@ impl Bus<'_> {
     pub fn read(&mut self, address: u64, data: &mut [u8]) -> Result<(), BusError> {
         self.require_master()?;
         let result = self.lent.read(address, data);
-        self.check_lost(result)
+        self.check_lost(result)?;
+        self.dma.read_bytes += data.len() as u64;
+        Ok(())
     }
 
     /// Copies `data` to guest memory at bus address `address`. Words of up to eight bytes are never seen half written where
@@ -87,7 +97,9 @@ impl Bus<'_> {
     pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), BusError> {
         self.require_master()?;
         let result = self.lent.write(address, data);
-        self.check_lost(result)
+        self.check_lost(result)?;
+        self.dma.written_bytes += data.len() as u64;
+        Ok(())
     }
 
     /// Writes `byte` at `address + place * stride` for every place whose bit is set, in ascending order: the status of
@@ -104,7 +116,9 @@ impl Bus<'_> {
     ) -> Result<(), BusError> {
         self.require_master()?;
         let result = self.lent.write_each(address, stride, places, byte);
-        self.check_lost(result)
+        self.check_lost(result)?;
+        self.dma.written_bytes += u64::from(places.count_ones());
+        Ok(())
     }
 
     /// Reads a structure, such as a descriptor.

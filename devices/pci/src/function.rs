@@ -12,7 +12,7 @@ use vfio_user::{IrqInfo, IrqKind, Lent, Region};
 
 use crate::{
     Device, LoadError, Saved, UpdateError,
-    bus::{Bus, Clock, ERROR, INTX, MSI},
+    bus::{Bus, Clock, Dma, ERROR, INTX, MSI},
     config::{CONFIG_BYTES, Capability, ConfigSpace},
     rom::Rom,
     saved::{self, Bytes},
@@ -66,6 +66,7 @@ pub struct Function<D> {
     error_told: bool,
     software_resets: u64,
     accesses: Accesses,
+    dma: Dma,
     clock: Clock,
     regions: [Region; bindings::VFIO_PCI_NUM_REGIONS as usize],
     irqs: [IrqInfo; bindings::VFIO_PCI_NUM_IRQS as usize],
@@ -113,6 +114,7 @@ impl<D: Device> Function<D> {
             error_told: false,
             software_resets: 0,
             accesses: Accesses::default(),
+            dma: Dma::default(),
             clock: Clock::default(),
             regions,
             irqs,
@@ -194,6 +196,8 @@ impl<D: Device> Function<D> {
         sink.count("region.writes", "{access}", self.accesses.writes);
         sink.count("config.reads", "{access}", self.accesses.config_reads);
         sink.count("config.writes", "{access}", self.accesses.config_writes);
+        sink.count("dma.read_bytes", "By", self.dma.read_bytes);
+        sink.count("dma.written_bytes", "By", self.dma.written_bytes);
         self.device.stats(sink);
     }
 
@@ -210,6 +214,7 @@ impl<D: Device> Function<D> {
             error_told: _,
             software_resets: _,
             accesses: _,
+            dma: _,
             clock,
             // What follows from the model's identity.
             rom: _,
@@ -255,6 +260,7 @@ impl<D: Device> Function<D> {
             device,
             config,
             software_resets,
+            dma,
             running,
             message_sent,
             error_told,
@@ -267,6 +273,7 @@ impl<D: Device> Function<D> {
                 lent,
                 config,
                 software_resets,
+                dma,
                 running: *running,
                 message_sent,
                 error_told,
@@ -498,6 +505,34 @@ mod tests {
         guest.config_write(0x44, &[3]);
         guest.read(6, 0, &mut bytes);
         assert_eq!(bytes, [0xff; 4], "in D3hot nobody answers");
+    }
+
+    #[test]
+    fn accesses_dma_and_interrupts_are_counted_where_they_happen() {
+        let mut guest = Guest::new(Scratch([0; 4]));
+        let before = guest.stats();
+        assert_eq!((before["config.reads"], before["config.writes"]), (0, 1));
+        byte(&mut guest, 0);
+        byte(&mut guest, 1);
+        guest.config_read(0, &mut [0; 4]);
+        // The line, and a byte of DMA.
+        guest.write(0, 0, &[0x81]);
+        // No DMA without Bus Master Enable.
+        guest.config_write(4, &[3]);
+        guest.write(0, 0, &[0x80]);
+        let mut counted = guest.stats();
+        counted.retain(|_, value| *value != 0);
+        let expected = [
+            ("config.reads", 1),
+            ("config.writes", 2),
+            ("dma.written_bytes", 1),
+            ("interrupts.intx", 1),
+            ("region.reads", 2),
+            ("region.writes", 2),
+        ];
+        assert_eq!(counted, expected.into());
+        guest.reset();
+        assert_eq!(guest.stats()["region.writes"], 2, "a reset is no beginning");
     }
 
     #[test]

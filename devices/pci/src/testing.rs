@@ -10,6 +10,7 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::{fd::AsFd, unix::fs::FileExt},
     time::{Duration, Instant},
@@ -28,10 +29,25 @@ use vfio_user::{Access, Device as _, IrqAction, Irqs, Lent, Migration as _};
 use crate::{
     Bus, Device, Function, LoadError, UpdateError,
     bus::{ERROR, INTX, MSI},
+    stats::{Interrupts, Kind, Sink},
 };
 
 /// Bytes of guest memory, from address 0 on.
 pub const MEMORY_BYTES: u64 = 16 << 20;
+
+/// Takes numbers whose names and units are as they have to be.
+struct Collected(Vec<(&'static str, u64)>);
+
+impl Sink for Collected {
+    fn put(&mut self, name: &'static str, unit: &'static str, _: Kind, value: u64) {
+        let is_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.');
+        assert!(name.len() <= 40 && name.bytes().all(is_name), "{name}");
+        let is_unit = |byte: u8| byte.is_ascii_graphic();
+        assert!((1..=16).contains(&unit.len()), "{name}: {unit}");
+        assert!(unit.bytes().all(is_unit), "{name}: {unit}");
+        self.0.push((name, value));
+    }
+}
 
 /// A guest whose only device is `D`.
 #[derive(Debug)]
@@ -291,6 +307,18 @@ impl<D: Device> Guest<D> {
         there.load_state(&state)?;
         there.set_running(true);
         Ok(there)
+    }
+
+    /// What function and model have counted, by name.
+    #[must_use]
+    pub fn stats(&self) -> BTreeMap<&'static str, u64> {
+        let mut stats = Collected(Vec::new());
+        self.function.stats(&mut stats);
+        Interrupts::of(&self.lent.irqs).tell(&mut stats);
+        let count = stats.0.len();
+        let stats: BTreeMap<_, _> = stats.0.into_iter().collect();
+        assert_eq!(stats.len(), count, "a name is used twice");
+        stats
     }
 
     /// How often the driver reset the device.

@@ -315,6 +315,12 @@ impl Session {
         &mut self.lent
     }
 
+    /// The client's interrupts.
+    #[must_use]
+    pub fn irqs(&self) -> &Irqs {
+        &self.lent.irqs
+    }
+
     /// Whether the device may do anything: not while the client has stopped it to move it elsewhere, or it failed to load
     /// what was moved here.
     #[must_use]

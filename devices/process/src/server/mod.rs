@@ -443,6 +443,7 @@ impl Server {
 
     /// The client is gone: its memory is unmapped, its eventfds are closed, and the model is as after power-on.
     fn disconnect(&mut self, why: &str, now: Instant) {
+        self.counts.interrupts = self.interrupts_by_now();
         let Some(Connected {
             session, client, ..
         }) = self.session.take()

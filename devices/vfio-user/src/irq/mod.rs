@@ -77,8 +77,16 @@ pub struct Irqs {
 
 #[derive(Debug)]
 struct Index {
-    kind: IrqKind,
+    common: Common,
     irqs: Vec<Irq>,
+}
+
+/// What the interrupts of an index have in common.
+#[derive(Debug)]
+struct Common {
+    kind: IrqKind,
+    /// How often the client was told of any of them.
+    signalled: u64,
 }
 
 #[derive(Debug, Default)]
@@ -100,13 +108,14 @@ impl Irq {
     }
 
     /// Signals if there is something to signal, someone to tell and no mask.
-    fn evaluate(&mut self, kind: IrqKind) {
+    fn evaluate(&mut self, common: &mut Common) {
         if !self.pending || self.is_masked() {
             return;
         }
         if let Some(trigger) = &self.trigger {
             trigger.signal();
-            if kind == IrqKind::Level {
+            common.signalled += 1;
+            if common.kind == IrqKind::Level {
                 self.automasked = true;
                 self.tell_masked();
             } else {
@@ -123,10 +132,10 @@ impl Irq {
         }
     }
 
-    fn unmask(&mut self, kind: IrqKind) {
+    fn unmask(&mut self, common: &mut Common) {
         self.masked = false;
         self.automasked = false;
-        self.evaluate(kind);
+        self.evaluate(common);
     }
 
     fn tell_masked(&self) {
@@ -141,7 +150,10 @@ impl Irqs {
     #[must_use]
     pub fn new(infos: &[IrqInfo]) -> Self {
         let index = |info: &IrqInfo| Index {
-            kind: info.kind,
+            common: Common {
+                kind: info.kind,
+                signalled: 0,
+            },
             irqs: (0..info.count).map(|_| Irq::default()).collect(),
         };
         Self {
@@ -152,28 +164,40 @@ impl Irqs {
 
     /// Raises or lowers a level-triggered interrupt.
     pub fn set_level(&mut self, index: u32, asserted: bool) {
-        if let Some((IrqKind::Level, irq)) = self.get(index, 0)
+        if let Some((common, irq)) = self.get(index, 0)
+            && common.kind == IrqKind::Level
             && irq.pending != asserted
         {
             irq.pending = asserted;
-            irq.evaluate(IrqKind::Level);
+            irq.evaluate(common);
         }
     }
 
     /// Sends a message or a notice. A message is held back while its vector is masked or has no eventfd.
     pub fn trigger(&mut self, index: u32, number: u32) {
-        match self.get(index, number) {
-            Some((IrqKind::Message, irq)) => {
+        let Some((common, irq)) = self.get(index, number) else {
+            return;
+        };
+        match common.kind {
+            IrqKind::Message => {
                 irq.pending = true;
-                irq.evaluate(IrqKind::Message);
+                irq.evaluate(common);
             }
-            Some((IrqKind::Notice, irq)) => {
+            IrqKind::Notice => {
                 if let Some(trigger) = &irq.trigger {
                     trigger.signal();
+                    common.signalled += 1;
                 }
             }
-            Some((IrqKind::Level, _)) | None => {}
+            IrqKind::Level => {}
         }
+    }
+
+    /// How often the client was told of interrupts of this index; that it tried out its eventfds does not count.
+    #[must_use]
+    pub fn signalled(&self, index: u32) -> u64 {
+        let index = self.indexes.get(index as usize);
+        index.map_or(0, |index| index.common.signalled)
     }
 
     /// Whether the line is asserted, or a message is being held back (its bit in the Pending Bit Array).
@@ -209,13 +233,13 @@ impl Irqs {
         });
         for event in &events[..ready] {
             let (index, number) = ((event.data() >> 32) as u32, event.data() as u32);
-            if let Some((kind, irq)) = self.get(index, number)
+            if let Some((common, irq)) = self.get(index, number)
                 && irq
                     .unmask
                     .as_ref()
                     .is_some_and(|unmask| unmask.eventfd.take())
             {
-                irq.unmask(kind);
+                irq.unmask(common);
             }
         }
     }
@@ -237,8 +261,8 @@ impl Irqs {
         start: u32,
         eventfds: impl ExactSizeIterator<Item = Option<OwnedFd>>,
     ) -> Result<(), Errno> {
-        let (kind, irqs) = self.range(index, start, eventfds.len())?;
-        if kind == IrqKind::Notice && action != IrqAction::Trigger {
+        let (common, irqs) = self.range(index, start, eventfds.len())?;
+        if common.kind == IrqKind::Notice && action != IrqAction::Trigger {
             return Err(Errno::EINVAL);
         }
         let count = irqs.len();
@@ -250,11 +274,11 @@ impl Irqs {
         }
         match action {
             IrqAction::Trigger => {
-                let (kind, irqs) = self.range(index, start, count)?;
+                let (common, irqs) = self.range(index, start, count)?;
                 for (irq, eventfd) in irqs.iter_mut().zip(eventfds) {
                     irq.trigger = eventfd;
                     irq.automasked = false;
-                    irq.evaluate(kind);
+                    irq.evaluate(common);
                 }
             }
             IrqAction::Mask => {
@@ -290,7 +314,7 @@ impl Irqs {
         for irq in &mut index.irqs {
             *irq = Irq {
                 // The line is the device's, which lets go of it when it is done.
-                pending: index.kind == IrqKind::Level && irq.pending,
+                pending: index.common.kind == IrqKind::Level && irq.pending,
                 ..Irq::default()
             };
         }
@@ -300,7 +324,7 @@ impl Irqs {
     /// Forgets the messages that are held back: the device that sent them was reset. What the client has connected and masked
     /// stays, and a line is the device's to lower.
     pub fn forget_messages(&mut self) {
-        let is_message = |index: &&mut Index| index.kind == IrqKind::Message;
+        let is_message = |index: &&mut Index| index.common.kind == IrqKind::Message;
         for index in self.indexes.iter_mut().filter(is_message) {
             index.irqs.iter_mut().for_each(|irq| irq.pending = false);
         }
@@ -318,15 +342,15 @@ impl Irqs {
         masked: bool,
         chosen: impl Fn(usize) -> bool,
     ) -> Result<(), Errno> {
-        let (kind, irqs) = self.range(index, start, count)?;
-        if kind == IrqKind::Notice {
+        let (common, irqs) = self.range(index, start, count)?;
+        if common.kind == IrqKind::Notice {
             return Err(Errno::EINVAL);
         }
         for (_, irq) in irqs.iter_mut().enumerate().filter(|(at, _)| chosen(*at)) {
             if masked {
                 irq.mask();
             } else {
-                irq.unmask(kind);
+                irq.unmask(common);
             }
         }
         Ok(())
@@ -391,9 +415,9 @@ impl Irqs {
         Ok(Unmask { eventfd, epoll })
     }
 
-    fn get(&mut self, index: u32, number: u32) -> Option<(IrqKind, &mut Irq)> {
+    fn get(&mut self, index: u32, number: u32) -> Option<(&mut Common, &mut Irq)> {
         let index = self.indexes.get_mut(index as usize)?;
-        Some((index.kind, index.irqs.get_mut(number as usize)?))
+        Some((&mut index.common, index.irqs.get_mut(number as usize)?))
     }
 
     fn range(
@@ -401,12 +425,12 @@ impl Irqs {
         index: u32,
         start: u32,
         count: usize,
-    ) -> Result<(IrqKind, &mut [Irq]), Errno> {
+    ) -> Result<(&mut Common, &mut [Irq]), Errno> {
         let index = self.indexes.get_mut(index as usize).ok_or(Errno::EINVAL)?;
         let start = start as usize;
         let end = start.checked_add(count).ok_or(Errno::EINVAL)?;
         let irqs = index.irqs.get_mut(start..end).ok_or(Errno::EINVAL)?;
-        Ok((index.kind, irqs))
+        Ok((&mut index.common, irqs))
     }
 }
 

@@ -212,6 +212,30 @@ fn a_masked_message_is_pending_and_sent_once_at_unmask() {
 }
 
 #[test]
+fn what_the_client_was_told_is_counted_by_index() {
+    let mut irqs = irqs();
+    let signalled = |irqs: &Irqs| [INTX, MSI, REQUEST, 3].map(|index| irqs.signalled(index));
+    irqs.trigger(MSI, 1);
+    irqs.set_level(INTX, true);
+    assert_eq!(signalled(&irqs), [0; 4], "nobody was told");
+    let _clients = [
+        connect(&mut irqs, INTX, IrqAction::Trigger, 0),
+        connect(&mut irqs, MSI, IrqAction::Trigger, 1),
+        connect(&mut irqs, REQUEST, IrqAction::Trigger, 0),
+    ];
+    assert_eq!(signalled(&irqs), [1, 1, 0, 0]);
+    set_mask(&mut irqs, INTX, false);
+    assert_eq!(signalled(&irqs), [2, 1, 0, 0], "the line is still up");
+    set_mask(&mut irqs, MSI, true);
+    irqs.trigger(MSI, 1);
+    irqs.trigger(REQUEST, 0);
+    irqs.try_out(MSI, 1, 1, |_| true).unwrap();
+    assert_eq!(signalled(&irqs), [2, 1, 1, 0]);
+    irqs.disconnect(MSI).unwrap();
+    assert_eq!(signalled(&irqs), [2, 1, 1, 0]);
+}
+
+#[test]
 fn a_message_without_an_eventfd_is_pending_until_there_is_one() {
     let mut irqs = irqs();
     irqs.trigger(MSI, 3);
