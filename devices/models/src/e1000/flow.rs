@@ -298,10 +298,11 @@ impl Controller {
                     regs,
                     rx,
                     flow,
+                    totals,
                     interrupts,
                     ..
                 } = self;
-                let events = rx.loop_back(regs, bus, flow, &frame);
+                let events = rx.loop_back(regs, bus, flow, totals, &frame);
                 interrupts.take(regs, bus, events);
             }
         }
@@ -312,7 +313,7 @@ impl Controller {
         self.regs.count(counter, 1);
         let mut sent = Sent::default();
         sent.add_control(FRAME_BYTES as u32 + FCS_BYTES);
-        sent.settle(&mut self.regs);
+        sent.settle(&mut self.regs, &mut self.totals);
         true
     }
 }

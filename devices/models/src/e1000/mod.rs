@@ -30,6 +30,7 @@ mod state;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod tx;
 mod wire;
 
@@ -38,6 +39,7 @@ use std::{os::fd::BorrowedFd, path::Path, time::Instant};
 use pci::{
     Bus, Identity, LoadError, Rom, Saved, UpdateError,
     regs::{self, Regs},
+    stats::Sink,
 };
 use serde_json::Value;
 use tracing::warn;
@@ -53,6 +55,7 @@ use packet_buffer::PacketBuffer;
 use phy::Phy;
 use rx::Receiver;
 use spec::bits::{Ctrl, CtrlExt, Rah};
+use totals::Totals;
 use tx::Transmitter;
 
 /// Makes a controller by its configuration, with its backend open.
@@ -95,6 +98,7 @@ pub struct Controller {
     tx: Transmitter,
     rx: Receiver,
     flow: Flow,
+    totals: Totals,
     interrupts: Interrupts,
     rom: Option<Rom>,
     backend: Box<dyn net::Backend>,
@@ -121,6 +125,7 @@ impl Controller {
             tx: Transmitter::new(),
             rx: Receiver::new(),
             flow: Flow::default(),
+            totals: Totals::default(),
             interrupts: Interrupts::default(),
             rom: None,
             backend,
@@ -263,6 +268,7 @@ impl pci::Device for Controller {
             tx,
             rx,
             flow,
+            totals: _,
             interrupts,
             rom: _,
             backend: _,
@@ -298,6 +304,7 @@ impl pci::Device for Controller {
             flow,
             interrupts,
             // The host's.
+            totals: _,
             board: _,
             config: _,
             rom: _,
@@ -363,5 +370,9 @@ impl pci::Device for Controller {
         self.send_pauses(bus);
         self.backend.flush();
         self.settle();
+    }
+
+    fn stats(&self, sink: &mut dyn Sink) {
+        self.totals.tell(sink);
     }
 }

@@ -5,7 +5,7 @@
 
 use pci::regs::Regs;
 
-use super::spec;
+use super::{spec, totals::Totals};
 
 /// Bytes of the FCS.
 pub(super) const FCS_BYTES: u32 = 4;
@@ -53,6 +53,9 @@ struct Good {
 pub(super) struct Sent {
     total: Sum,
     good: Good,
+    /// Of these the registers don't tell.
+    dropped: u32,
+    failed: u32,
 }
 
 /// What a run of the receiver counted. It counts while the receiver is enabled.
@@ -80,9 +83,27 @@ impl Sent {
         self.total.add(wire_bytes, 1);
     }
 
-    /// Adds to the registers.
-    pub(super) fn settle(self, regs: &mut Regs) {
-        let Self { total, good } = self;
+    /// `frames` frames had nowhere to go.
+    pub(super) fn drop_frames(&mut self, frames: u32) {
+        self.dropped = self.dropped.saturating_add(frames);
+    }
+
+    /// The guest asked for what makes no frame.
+    pub(super) fn fail(&mut self) {
+        self.failed = self.failed.saturating_add(1);
+    }
+
+    /// Adds to the registers, and to the totals.
+    pub(super) fn settle(self, regs: &mut Regs, totals: &mut Totals) {
+        let Self {
+            total,
+            good,
+            dropped,
+            failed,
+        } = self;
+        totals.sent.add(total.frames, total.octets);
+        totals.sent.drops += u64::from(dropped);
+        totals.sent.errors += u64::from(failed);
         total.settle(regs, [spec::TPT, spec::TOTL, spec::TOTH]);
         good.sum
             .settle(regs, [spec::GPTC, spec::GOTCL, spec::GOTCH]);
@@ -118,8 +139,8 @@ impl Received {
         self.without_buffer += 1;
     }
 
-    /// Adds to the registers.
-    pub(super) fn settle(self, regs: &mut Regs) {
+    /// Adds to the registers, and to the totals.
+    pub(super) fn settle(self, regs: &mut Regs, totals: &mut Totals) {
         let Self {
             total,
             good,
@@ -127,6 +148,9 @@ impl Received {
             missed,
             without_buffer,
         } = self;
+        totals.received.add(good.sum.frames, good.sum.octets);
+        totals.received.drops += u64::from(missed);
+        totals.received.errors += u64::from(oversized);
         total.settle(regs, [spec::TPR, spec::TORL, spec::TORH]);
         good.sum
             .settle(regs, [spec::GPRC, spec::GORCL, spec::GORCH]);

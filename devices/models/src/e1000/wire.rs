@@ -10,6 +10,7 @@ use super::{
     path::Path,
     rx::Receiver,
     statistics::{Cast, FCS_BYTES, Sent},
+    totals::Totals,
 };
 
 /// The shortest frame on the wire, without FCS.
@@ -22,6 +23,7 @@ pub(super) struct Way<'a, 'b> {
     pub(super) backend: &'a mut dyn net::Backend,
     pub(super) receiver: &'a mut Receiver,
     pub(super) flow: &'a mut Flow,
+    pub(super) totals: &'a mut Totals,
     pub(super) regs: &'a mut Regs,
     pub(super) bus: &'a mut Bus<'b>,
     pub(super) budget: u32,
@@ -73,12 +75,15 @@ impl Way<'_, '_> {
         match self.path {
             Path::Backend => self.backend.send(frame, offload)?,
             Path::Loopback => {
-                let events = self
-                    .receiver
-                    .loop_back(self.regs, self.bus, self.flow, frame);
+                let events =
+                    self.receiver
+                        .loop_back(self.regs, self.bus, self.flow, self.totals, frame);
                 self.events.add(events);
             }
-            Path::Nowhere => return Ok(()),
+            Path::Nowhere => {
+                self.sent.drop_frames(frames);
+                return Ok(());
+            }
         }
         let cast = Cast::of(frame);
         match offload {

@@ -17,6 +17,7 @@ use crate::e1000::{
         descriptor::{Receive, ReceiveErrors, ReceiveStatus},
     },
     statistics::{FCS_BYTES, Received},
+    totals::Totals,
 };
 
 /// The longest frame, FCS included, with long packets and without (RCTL.LPE).
@@ -62,6 +63,7 @@ pub(super) struct Delivery<'a, 'b> {
     regs: &'a mut Regs,
     bus: &'a mut Bus<'b>,
     flow: &'a mut Flow,
+    totals: &'a mut Totals,
     /// The type of MAC Control frames, if they are listened to.
     control_type: Option<[u8; 2]>,
     settings: Settings,
@@ -94,7 +96,12 @@ struct Settings {
 }
 
 impl<'a, 'b> Delivery<'a, 'b> {
-    pub(super) fn begin(regs: &'a mut Regs, bus: &'a mut Bus<'b>, flow: &'a mut Flow) -> Self {
+    pub(super) fn begin(
+        regs: &'a mut Regs,
+        bus: &'a mut Bus<'b>,
+        flow: &'a mut Flow,
+        totals: &'a mut Totals,
+    ) -> Self {
         let rctl = Rctl::from_bits(regs.get(spec::RCTL));
         let descriptors = Descriptors::load(regs);
         let long = rctl.long_packets();
@@ -120,6 +127,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
             regs,
             bus,
             flow,
+            totals,
         }
     }
 
@@ -135,7 +143,7 @@ impl<'a, 'b> Delivery<'a, 'b> {
         if before > threshold && after <= threshold {
             self.events.causes.set_receive_minimum_threshold(true);
         }
-        self.counts.settle(self.regs);
+        self.counts.settle(self.regs, self.totals);
         self.events
     }
 

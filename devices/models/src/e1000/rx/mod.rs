@@ -37,6 +37,7 @@ use super::{
     },
     state,
     statistics::FCS_BYTES,
+    totals::Totals,
 };
 use delivery::{Delivery, Packet, Report};
 
@@ -75,13 +76,15 @@ impl Controller {
             regs,
             rx,
             flow,
+            totals,
             backend,
             ..
         } = self;
+        let mut unheard = 0;
         rx.more = false;
         rx.blocked = false;
         let enabled = Rctl::from_bits(regs.get(spec::RCTL)).enable();
-        let mut delivery = Delivery::begin(regs, bus, flow);
+        let mut delivery = Delivery::begin(regs, bus, flow, totals);
         if enabled {
             rx.store_waiting(&mut delivery);
         }
@@ -102,9 +105,12 @@ impl Controller {
             budget = budget.saturating_sub(OVERHEAD_BYTES + received.frame_bytes as u32);
             if hears {
                 rx.take(&mut delivery, received);
+            } else {
+                unheard += 1;
             }
         }
         let events = delivery.end();
+        totals.received.drops += unheard;
         self.interrupts.take(&mut self.regs, bus, events);
     }
 }
@@ -208,6 +214,7 @@ impl Receiver {
         regs: &mut Regs,
         bus: &mut Bus<'_>,
         flow: &mut Flow,
+        totals: &mut Totals,
         frame: &[u8],
     ) -> Events {
         let Some(room) = self.arriving.get_mut(..frame.len()) else {
@@ -217,7 +224,7 @@ impl Receiver {
             return Events::default();
         }
         room.copy_from_slice(frame);
-        let mut delivery = Delivery::begin(regs, bus, flow);
+        let mut delivery = Delivery::begin(regs, bus, flow, totals);
         self.take(&mut delivery, net::Received::unverified(frame.len()));
         self.blocked = self.packet.is_some();
         delivery.end()

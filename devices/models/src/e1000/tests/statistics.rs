@@ -240,3 +240,43 @@ fn octets_are_counted_in_64_bits_that_clear_with_the_upper_half() {
     assert_eq!((driver.read(TORL), driver.read(TORH)), (u32::MAX, u32::MAX));
     assert_eq!((driver.read(TORL), driver.read(TORH)), (0, 0));
 }
+
+/// What the operator sees of the traffic: packets, bytes, drops, errors.
+fn totals(driver: &Driver, way: &str) -> [u64; 4] {
+    let stats = driver.guest.stats();
+    ["packets", "bytes", "drops", "errors"].map(|what| stats[&*format!("network.{way}_{what}")])
+}
+
+#[test]
+fn the_operator_sees_what_was_received_whatever_the_guest_reads_or_resets() {
+    let mut driver = Driver::receiving(8, BAM);
+    driver.arrive(&frame(MAC, 100));
+    driver.arrive(&frame(MAC, 20));
+    driver.arrive(&frame(OTHER, 100));
+    driver.arrive(&frame(MAC, 1800));
+    driver.read(GPRC);
+    // Padded as on the wire.
+    assert_eq!(totals(&driver, "received"), [2, 160, 0, 1]);
+    driver.guest.reset();
+    driver.arrive(&frame(MAC, 100));
+    assert_eq!(totals(&driver, "received"), [2, 160, 1, 1], "nobody heard");
+    assert_eq!(totals(&driver, "sent"), [0; 4]);
+}
+
+#[test]
+fn the_operator_sees_what_was_sent_and_what_was_not() {
+    let mut driver = Driver::transmitting(8);
+    driver.queue_data(&frame(OTHER, 100), EOP | IFCS);
+    driver.queue_data(&frame(OTHER, 20), EOP | IFCS);
+    // Its own FCS is wrong.
+    driver.queue_data(&frame(OTHER, 100), EOP);
+    driver.ring();
+    assert_eq!(totals(&driver, "sent"), [2, 160, 0, 1]);
+    // Without a link.
+    let control = driver.read(CTRL);
+    driver.write(CTRL, control & !0x40);
+    driver.queue_data(&frame(OTHER, 100), EOP | IFCS);
+    driver.ring();
+    assert_eq!(totals(&driver, "sent"), [2, 160, 1, 1]);
+    assert_eq!(totals(&driver, "received"), [0; 4]);
+}

@@ -189,6 +189,7 @@ impl Controller {
             backend: &mut *self.backend,
             receiver: &mut self.rx,
             flow: &mut self.flow,
+            totals: &mut self.totals,
             regs: &mut self.regs,
             bus,
             budget: BUDGET_BYTES,
@@ -199,7 +200,7 @@ impl Controller {
             events: Events::default(),
         };
         self.tx.drain(&mut ring, &mut way);
-        way.sent.settle(way.regs);
+        way.sent.settle(way.regs, way.totals);
         let mut events = way.events;
         if self.tx.done.wait(self.regs.get(spec::TIDV), bus) {
             self.tx.done.write(&ring, bus, &mut events);

@@ -50,6 +50,7 @@ impl Transmitter {
         };
         self.packet = None;
         if self.ready.is_none() {
+            way.sent.fail();
             self.end = TAG_BYTES;
             if let Packet::Segments { .. } = packet {
                 way.regs.count(spec::TSCTFC, 1);
