@@ -9,6 +9,7 @@ mod device;
 mod doze;
 mod driver;
 mod e1000;
+mod fault;
 mod guest;
 mod hostile;
 mod migration;

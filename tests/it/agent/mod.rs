@@ -13,7 +13,7 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
     time::Duration,
 };
 
@@ -70,11 +70,19 @@ impl Host {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Self)) -> Self {
+        let mut host = Self::new();
+        change(&mut host);
+        host.start_agent().await;
+        host
+    }
+
+    /// A host whose agent is still to be started.
+    pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("vfu-")
             .tempdir_in("/tmp")
             .unwrap();
-        let mut host = Self {
+        Self {
             run_dir: dir.path().join("run"),
             dir,
             program: programs().unwrap().join("vfu-agent"),
@@ -82,14 +90,17 @@ impl Host {
             env: Vec::new(),
             user: None,
             agent: None,
-        };
-        change(&mut host);
-        host.start_agent().await;
-        host
+        }
     }
 
     /// Starts the agent and waits until it serves.
     pub(crate) async fn start_agent(&mut self) {
+        let ended = self.try_start_agent();
+        assert_eq!(ended, None, "the agent ended at once");
+    }
+
+    /// Starts the agent and waits until it serves, or has ended.
+    pub(crate) fn try_start_agent(&mut self) -> Option<ExitStatus> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -102,11 +113,16 @@ impl Host {
         }
         let agent = self.agent.insert(command.spawn().unwrap());
         let socket = self.run_dir.join("agent.sock");
-        command::wait_for("the agent's socket", LIMIT, || {
-            assert!(agent.try_wait()?.is_none(), "the agent ended at once");
-            Ok(UnixStream::connect(&socket).ok())
+        let ended = command::wait_for("the agent's socket", LIMIT, || {
+            let ended = agent.try_wait()?;
+            let serves = UnixStream::connect(&socket).is_ok();
+            Ok((serves || ended.is_some()).then_some(ended))
         })
         .unwrap();
+        if ended.is_some() {
+            self.agent = None;
+        }
+        ended
     }
 
     pub(crate) fn command(&self) -> Command {

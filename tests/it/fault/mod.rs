@@ -1,0 +1,440 @@
+//! The agent is killed, its devices are killed, the disk is full, the clock jumps: nothing that was promised is lost,
+//! nothing is there twice, and nothing is left over.
+//!
+//! [`World`] is a host whose agent dies, and callers who know what they were promised. Each caller owns one device, makes
+//! one call after the other, and repeats the one that was cut off with its request id.
+
+mod random;
+mod steps;
+
+use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt};
+
+use nix::sys::signal::Signal;
+use prost_types::FieldMask;
+use proto::v1::{
+    CreateDeviceRequest, Device, ListDevicesRequest, ResetDeviceRequest, UpdateDeviceRequest,
+    condition, device_status::State,
+};
+use serde_json::json;
+use tests::command;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Status, transport::Endpoint};
+use tonic_types::StatusExt;
+
+use crate::agent::{Devices, Host, LIMIT, deletion, nic, pid, send, state, to_struct};
+
+/// The agent did not answer: it is dead.
+#[derive(Debug)]
+struct Died;
+
+/// What a caller asks for.
+#[derive(Debug, Clone, PartialEq)]
+enum Op {
+    /// A device with this label.
+    Create(String),
+    /// Another label, and a link that is up or down.
+    Update(String, &'static str),
+    Reset,
+    Delete,
+}
+
+#[derive(Debug, Clone)]
+struct Call {
+    op: Op,
+    request_id: String,
+}
+
+/// A device as its caller was told.
+#[derive(Debug, Clone)]
+struct Known {
+    uid: String,
+    label: String,
+    link: &'static str,
+    /// Of its process, until somebody kills that.
+    pid: Option<i32>,
+}
+
+/// Who owns one device.
+#[derive(Debug)]
+struct Caller {
+    id: String,
+    known: Option<Known>,
+    /// What was answered last.
+    last: Option<Call>,
+    /// What was cut off.
+    pending: Option<Call>,
+    count: u32,
+}
+
+impl Caller {
+    fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            known: None,
+            last: None,
+            pending: None,
+            count: 0,
+        }
+    }
+
+    /// A call with a request id that no other has.
+    fn call(&mut self, op: Op) -> Call {
+        self.count += 1;
+        let id = self
+            .id
+            .bytes()
+            .fold(0_u32, |hash, byte| hash.wrapping_mul(31) ^ u32::from(byte));
+        let request_id = format!("{id:08x}-0000-4000-8000-{:012x}", self.count);
+        Call { op, request_id }
+    }
+
+    /// Makes the call that was cut off, if one was.
+    async fn resume(&mut self, devices: &Devices) -> Result<(), Died> {
+        match self.pending.take() {
+            Some(call) => self.make(devices, call).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the call that was answered last once more, which changes nothing.
+    async fn repeat(&mut self, devices: &Devices) -> Result<(), Died> {
+        let Some(call) = self.last.clone() else {
+            return Ok(());
+        };
+        let before = self.known.clone();
+        match self.send(devices, &call).await {
+            Err(status) if is_death(&status) => return Err(Died),
+            // The device is gone, and with it what it remembers of its calls.
+            Err(status) if call.op == Op::Delete => assert_eq!(status.code(), Code::NotFound),
+            Err(status) => panic!("{}: {call:?} again: {status:?}", self.id),
+            Ok(Some(device)) => {
+                let before = before.unwrap();
+                assert_eq!(device.uid, before.uid, "{call:?} again");
+                assert_eq!(device.labels["app"], before.label, "{call:?} again");
+            }
+            Ok(None) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes a call, and takes in what was answered.
+    async fn make(&mut self, devices: &Devices, call: Call) -> Result<(), Died> {
+        let repeated = self.pending.replace(call.clone()).is_some();
+        assert!(!repeated, "one call at a time");
+        let answer = self.send(devices, &call).await;
+        match (answer, &call.op) {
+            (Err(status), _) if is_death(&status) => return Err(Died),
+            // It was done, and the answer got lost.
+            (Err(status), Op::Delete) if status.code() == Code::NotFound => self.known = None,
+            (Err(status), op) => panic!("{}: {op:?}: {status:?}", self.id),
+            (Ok(None), _) => self.known = None,
+            (Ok(Some(device)), op) => self.learn(&device, op),
+        }
+        self.pending = None;
+        self.last = Some(call);
+        Ok(())
+    }
+
+    fn learn(&mut self, device: &Device, op: &Op) {
+        let created = matches!(op, Op::Create(_));
+        let known = self.known.get_or_insert_with(|| Known {
+            uid: device.uid.clone(),
+            label: String::new(),
+            link: "up",
+            pid: Some(pid(device)),
+        });
+        match op {
+            Op::Create(label) => known.label.clone_from(label),
+            Op::Update(label, link) => {
+                known.label.clone_from(label);
+                known.link = link;
+            }
+            Op::Reset | Op::Delete => {}
+        }
+        assert_eq!(device.uid, known.uid, "{op:?}");
+        assert_eq!(device.labels["app"], known.label, "{op:?}");
+        if created {
+            assert_eq!(state(device), State::Ready, "{op:?}");
+        }
+    }
+
+    async fn send(&self, devices: &Devices, call: &Call) -> Result<Option<Device>, Status> {
+        let mut devices = devices.clone();
+        let request_id = call.request_id.clone();
+        let name = format!("devices/{}", self.id);
+        let answer = async {
+            match &call.op {
+                Op::Create(label) => {
+                    let mut request = CreateDeviceRequest {
+                        request_id,
+                        ..nic(&self.id)
+                    };
+                    let labels = &mut request.device.as_mut().unwrap().labels;
+                    labels.insert("app".to_owned(), label.clone());
+                    devices.create_device(request).await.map(Some)
+                }
+                Op::Update(label, link) => {
+                    let mut device = nic(&self.id).device.unwrap();
+                    device.name = name;
+                    device.labels.insert("app".to_owned(), label.clone());
+                    device.spec.as_mut().unwrap().config = Some(to_struct(json!({"link": link})));
+                    let paths = ["labels.app", "spec.config.link"];
+                    let request = UpdateDeviceRequest {
+                        device: Some(device),
+                        update_mask: Some(FieldMask {
+                            paths: paths.map(str::to_owned).to_vec(),
+                        }),
+                        request_id,
+                        ..UpdateDeviceRequest::default()
+                    };
+                    devices.update_device(request).await.map(Some)
+                }
+                Op::Reset => {
+                    let request = ResetDeviceRequest {
+                        name,
+                        ..ResetDeviceRequest::default()
+                    };
+                    devices.reset_device(request).await.map(Some)
+                }
+                Op::Delete => devices
+                    .delete_device(deletion(&self.id))
+                    .await
+                    .map(|_| None),
+            }
+        };
+        let answer = timeout(LIMIT, answer).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{}: {call:?}: no answer", self.id));
+        answer.map(|it| it.map(tonic::Response::into_inner))
+    }
+
+    /// Whether the device may be as it was found, by what this caller was told. Learns what a call that was cut off did.
+    fn check(&mut self, found: Option<&Device>) {
+        let pending = self.pending.as_ref().map(|it| &it.op);
+        let what = format!("{}: known {:?}, pending {pending:?}", self.id, self.known);
+        let (known, found) = match (&mut self.known, found) {
+            (None, None) => return,
+            (Some(_), None) => {
+                assert_eq!(pending, Some(&Op::Delete), "lost: {what}");
+                return;
+            }
+            (None, Some(found)) => {
+                let Some(Op::Create(label)) = pending else {
+                    panic!("nobody made {found:?}: {what}");
+                };
+                assert_eq!(&found.labels["app"], label, "{what}");
+                return;
+            }
+            (Some(known), Some(found)) => (known, found),
+        };
+        assert_eq!(found.uid, known.uid, "{what}");
+        let is_as_known = (&*found.labels["app"], link(found)) == (&*known.label, known.link);
+        let is_as_asked = matches!(pending, Some(Op::Update(label, asked))
+            if (&*found.labels["app"], link(found)) == (&**label, *asked));
+        assert!(is_as_known || is_as_asked, "{what}: {found:?}");
+        let pid_before = *known.pid.get_or_insert(pid(found));
+        assert_eq!(pid(found), pid_before, "it was started again: {what}");
+    }
+}
+
+/// Whether there was nobody who answers: what the agent itself says has a reason.
+fn is_death(status: &Status) -> bool {
+    status.get_details_error_info().is_none()
+}
+
+fn link(device: &Device) -> &str {
+    let config = device.spec.as_ref().unwrap().config.as_ref().unwrap();
+    let link = config.fields.get("link").and_then(|it| it.kind.as_ref());
+    match link {
+        Some(prost_types::value::Kind::StringValue(link)) => link,
+        _ => "up",
+    }
+}
+
+fn is_settled(device: &Device) -> bool {
+    let conditions = &device.status.as_ref().unwrap().conditions;
+    state(device) == State::Ready
+        && conditions
+            .iter()
+            .any(|it| it.r#type == "Configured" && it.status() == condition::Status::True)
+}
+
+/// A host, its agent while it lives, and those who call it.
+struct World {
+    host: Host,
+    callers: Vec<Caller>,
+    devices: Option<Devices>,
+}
+
+impl World {
+    fn new(ids: &[&str]) -> Self {
+        Self {
+            host: Host::new(),
+            callers: ids.iter().map(|id| Caller::new(id)).collect(),
+            devices: None,
+        }
+    }
+
+    /// Starts an agent with these variables.
+    async fn start(&mut self, env: &[(&str, String)]) -> Result<(), Died> {
+        let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
+        self.host.env = env.iter().map(owned).collect();
+        if let Some(ended) = self.host.try_start_agent() {
+            assert_eq!(ended.signal(), Some(Signal::SIGKILL as i32), "{ended}");
+            return Err(Died);
+        }
+        let uri = format!("unix://{}", self.host.run_dir.join("agent.sock").display());
+        let channel = Endpoint::from_shared(uri).unwrap().connect_timeout(LIMIT);
+        match channel.connect().await {
+            Ok(channel) => {
+                self.devices = Some(Devices::new(channel));
+                Ok(())
+            }
+            Err(_) => Err(Died),
+        }
+    }
+
+    /// Sees that the agent is dead, by SIGKILL, and nothing else.
+    fn bury(&mut self) {
+        self.devices = None;
+        let Some(mut agent) = self.host.agent.take() else {
+            return;
+        };
+        let ended = command::wait_for("the agent's death", LIMIT, || Ok(agent.try_wait()?));
+        let ended = ended.unwrap();
+        assert_eq!(ended.signal(), Some(Signal::SIGKILL as i32), "{ended}");
+    }
+
+    fn devices(&self) -> Devices {
+        self.devices.clone().expect("the agent was started")
+    }
+
+    async fn list(&self) -> Result<Vec<Device>, Died> {
+        let request = ListDevicesRequest {
+            page_size: 1000,
+            ..ListDevicesRequest::default()
+        };
+        match self.devices().list_devices(request).await {
+            Ok(list) => Ok(list.into_inner().devices),
+            Err(status) if is_death(&status) => Err(Died),
+            Err(status) => panic!("list: {status:?}"),
+        }
+    }
+
+    /// Waits until every device is ready and configured, and what was to go is gone.
+    async fn settled(&self) -> Result<Vec<Device>, Died> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let list = self.list().await?;
+            if list.iter().all(is_settled) {
+                return Ok(list);
+            }
+            assert!(Instant::now() < deadline, "never settled: {list:#?}");
+            sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Compares what there is with what was promised.
+    async fn check(&mut self) -> Result<(), Died> {
+        let list = self.settled().await?;
+        let ids: Vec<_> = list
+            .iter()
+            .map(|it| it.name["devices/".len()..].to_owned())
+            .collect();
+        for caller in &mut self.callers {
+            let found = ids.iter().position(|id| *id == caller.id);
+            caller.check(found.map(|index| &list[index]));
+        }
+        let strangers = ids
+            .iter()
+            .filter(|id| self.callers.iter().all(|it| it.id != **id));
+        assert_eq!(strangers.count(), 0, "{ids:?}");
+
+        let mut named: Vec<_> = list.iter().map(pid).collect();
+        let mut running = self.host.processes();
+        named.sort_unstable();
+        running.sort_unstable();
+        assert_eq!(running, named, "processes that run, and those of devices");
+        assert_eq!(self.directories(), ids, "directories");
+        // The one for its client and the one for the agent.
+        let two = ids.iter().map(|id| (id.clone(), 2)).collect();
+        assert_eq!(self.listeners(), two, "listening sockets");
+        Ok(())
+    }
+
+    fn directories(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.host.run_dir.join("devices")) else {
+            return Vec::new();
+        };
+        let mut names: Vec<_> = entries
+            .map(|it| it.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// How many sockets listen in the directory of each device, whoever has them.
+    fn listeners(&self) -> BTreeMap<String, usize> {
+        let prefix = format!("{}/devices/", self.host.run_dir.display());
+        let mut counts = BTreeMap::new();
+        for line in fs::read_to_string("/proc/net/unix").unwrap().lines() {
+            // Num RefCount Protocol Flags Type St Inode Path, where the flag is __SO_ACCEPTCON.
+            let words: Vec<_> = line.split_whitespace().collect();
+            let [_, _, _, "00010000", _, _, _, path] = words[..] else {
+                continue;
+            };
+            if let Some((id, _)) = path.strip_prefix(&prefix).and_then(|it| it.split_once('/')) {
+                *counts.entry(id.to_owned()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// Makes the calls that were cut off.
+    async fn resume(&mut self) -> Result<(), Died> {
+        let devices = self.devices();
+        for caller in &mut self.callers {
+            caller.resume(&devices).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes every device, and sees that nothing is left of any.
+    async fn finish(mut self) {
+        let devices = self.devices();
+        for caller in &mut self.callers {
+            if caller.known.is_some() {
+                let call = caller.call(Op::Delete);
+                caller.make(&devices, call).await.unwrap();
+            }
+        }
+        self.check().await.unwrap();
+        self.host.assert_empty().await;
+        let agent = self.host.agent.as_ref().unwrap().id();
+        assert_eq!(children(agent), Vec::<String>::new(), "children");
+        self.host.end_agent(Signal::SIGTERM);
+        let left = |name: &str| {
+            let entries = fs::read_dir(self.host.path(name)).unwrap();
+            let mut names: Vec<_> = entries
+                .map(|it| it.unwrap().file_name().into_string().unwrap())
+                .filter(|it| it.contains("new"))
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(left("run"), Vec::<String>::new(), "unfinished files");
+        assert_eq!(left("state"), Vec::<String>::new(), "unfinished files");
+    }
+}
+
+/// The processes whose parent is this one, zombies too, as `/proc` tells them.
+fn children(parent: u32) -> Vec<String> {
+    let entries = fs::read_dir("/proc").unwrap();
+    let stats = entries.filter_map(|it| fs::read_to_string(it.ok()?.path().join("stat")).ok());
+    stats
+        .filter(|stat| {
+            // After the name, which may have anything in it: state, parent.
+            let rest = stat.rsplit_once(')').map(|it| it.1).unwrap_or_default();
+            rest.split_whitespace().nth(1) == Some(&parent.to_string())
+        })
+        .collect()
+}
