@@ -3,6 +3,7 @@
 //! agent starts, finds again and ends.
 
 mod change;
+mod changes;
 mod config;
 mod labels;
 mod limits;

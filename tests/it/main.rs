@@ -15,3 +15,4 @@ mod hostile;
 mod migration;
 mod probe;
 mod update;
+mod watch;

@@ -5,24 +5,28 @@ mod agent;
 mod convert;
 mod layer;
 mod limits;
+mod list;
 mod model;
 mod stats;
 mod status;
+mod stream;
 mod update;
+mod watch;
+mod wire;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use prost::Message;
 use proto::v1;
 use proto::v1::device_service_server::DeviceService;
-use tokio::sync::Semaphore;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use self::convert::device_id;
 pub(crate) use self::layer::Calls;
 use self::status::{unserved, unserved_fields};
+use self::stream::Streams;
+pub(crate) use self::wire::encode;
 use crate::schema::Violation;
 use crate::stats::Reader;
 use crate::supervisor::{Device, Error, Supervisor};
@@ -30,29 +34,26 @@ use crate::supervisor::{Device, Error, Supervisor};
 /// What tonic takes in one message unless it is told otherwise.
 pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
 
-/// Streams of counters at once.
-const MAX_STATS_STREAMS: usize = 64;
-
-/// A page ends early when it has this many bytes: with the largest of devices after it, it still
-/// fits into the 4 MiB that callers take unless they are told otherwise.
-const MAX_PAGE_BYTES: usize = 2 << 20;
+/// Streams that there may be at once.
+const MAX_STREAMS: usize = 256;
 
 /// All services; clones serve the same devices.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     supervisor: Arc<Supervisor>,
+    streams: Streams,
     start_time: SystemTime,
     stats: Arc<Reader>,
-    stats_streams: Arc<Semaphore>,
 }
 
 impl Service {
     pub(crate) fn new(supervisor: Arc<Supervisor>) -> Self {
+        let streams = Streams::new(MAX_STREAMS, supervisor.shutdown.clone());
         Self {
             supervisor,
+            streams,
             start_time: SystemTime::now(),
             stats: Arc::default(),
-            stats_streams: Arc::new(Semaphore::new(MAX_STATS_STREAMS)),
         }
     }
 
@@ -105,29 +106,9 @@ impl DeviceService for Service {
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
         let request = request.into_inner();
         if !request.filter.is_empty() {
-            let why = "filters are not served by this version of the agent; list all and choose";
-            return Err(unserved_fields(vec![Violation::new("filter", why)]));
+            return Err(status::unserved_filter());
         }
-        let count = convert::page_size(request.page_size)?;
-        let after = convert::page_after(&request.page_token)?;
-        let (found, mut more) = self.supervisor.list(after, count);
-        let mut answer = v1::ListDevicesResponse::default();
-        let mut last = String::new();
-        let mut bytes = 0;
-        for device in found {
-            if bytes > MAX_PAGE_BYTES {
-                more = true;
-                break;
-            }
-            last.clone_from(&device.record.id);
-            let device = self.answer(device);
-            bytes += device.encoded_len();
-            answer.devices.push(device);
-        }
-        if more {
-            answer.next_page_token = convert::page_token(&last);
-        }
-        Ok(Response::new(answer))
+        Ok(Response::new(list::list(self, &request)?))
     }
 
     async fn update_device(
@@ -212,9 +193,9 @@ impl DeviceService for Service {
 
     async fn watch_devices(
         &self,
-        _: Request<v1::WatchDevicesRequest>,
+        request: Request<v1::WatchDevicesRequest>,
     ) -> Result<Response<Self::WatchDevicesStream>, Status> {
-        Err(unserved("WatchDevices", "call ListDevices again and again"))
+        watch::watch(self, &request)
     }
 
     type WatchStatsStream = BoxStream<v1::WatchStatsResponse>;
@@ -223,7 +204,7 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::WatchStatsRequest>,
     ) -> Result<Response<Self::WatchStatsStream>, Status> {
-        self.stats(request.get_ref()).map(Response::new)
+        self.stats(&request).map(Response::new)
     }
 
     type ReadLogsStream = BoxStream<v1::ReadLogsResponse>;

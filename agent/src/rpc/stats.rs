@@ -9,16 +9,17 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream;
 use prost_types::Duration as ProtoDuration;
 use proto::v1;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
-use tonic::Status;
 use tonic::codegen::BoxStream;
+use tonic::{Request, Status};
 
+use super::Service;
 use super::convert::device_id;
-use super::status::{invalid_field, too_many_streams};
-use super::{MAX_STATS_STREAMS, Service};
+use super::status::invalid_field;
+use super::stream::Bounds;
 use crate::stats::{Kind, Reader, Source, Stat};
-use crate::supervisor::{Device, Error, Life, Supervisor};
+use crate::supervisor::{Device, Life, Supervisor};
 
 /// The name for all devices.
 const ALL: &str = "devices/-";
@@ -35,11 +36,10 @@ struct Watching {
     reader: Arc<Reader>,
     subject: Subject,
     interval: Interval,
-    shutdown: watch::Receiver<bool>,
+    bounds: Bounds,
     /// Read, and not sent yet.
     ready: std::vec::IntoIter<v1::WatchStatsResponse>,
     is_over: bool,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// Whose counters.
@@ -55,7 +55,7 @@ enum Subject {
 enum Event {
     Due,
     Deleted,
-    ShuttingDown,
+    Over(Status),
 }
 
 /// A device as a sample has it, before its counters are read.
@@ -69,24 +69,24 @@ impl Service {
     /// Begins a stream.
     pub(super) fn stats(
         &self,
-        request: &v1::WatchStatsRequest,
+        request: &Request<v1::WatchStatsRequest>,
     ) -> Result<BoxStream<v1::WatchStatsResponse>, Status> {
+        let bounds = self.streams.begin(request.metadata())?;
+        let request = request.get_ref();
         let subject = match &*request.name {
             ALL => Subject::All { after: None },
             name => Subject::One(self.supervisor.follow(device_id(name)?)?),
         };
         let mut interval = tokio::time::interval(interval(request.interval.as_ref())?);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let permit = self.stats_streams.clone().try_acquire_owned();
         let watching = Watching {
             supervisor: self.supervisor.clone(),
             reader: self.stats.clone(),
             subject,
             interval,
-            shutdown: self.supervisor.shutdown(),
+            bounds,
             ready: Vec::new().into_iter(),
             is_over: false,
-            _permit: permit.map_err(|_| too_many_streams(MAX_STATS_STREAMS))?,
         };
         Ok(Box::pin(stream::unfold(watching, Watching::next)))
     }
@@ -122,18 +122,16 @@ impl Watching {
             match self.wait().await {
                 Event::Due => self.sample().await,
                 Event::Deleted => return None,
-                Event::ShuttingDown => {
+                Event::Over(why) => {
                     self.is_over = true;
-                    return Some((Err(Error::ShuttingDown.into()), self));
+                    return Some((Err(why), self));
                 }
             }
         }
     }
 
     async fn wait(&mut self) -> Event {
-        if let Subject::All { after: Some(_) } = self.subject
-            && !*self.shutdown.borrow()
-        {
+        if let Subject::All { after: Some(_) } = self.subject {
             return Event::Due;
         }
         let deleted = async {
@@ -145,14 +143,12 @@ impl Watching {
                 Subject::All { .. } => std::future::pending().await,
             }
         };
-        let event = tokio::select! {
-            _ = self.shutdown.wait_for(|it| *it) => return Event::ShuttingDown,
+        // What ends the stream comes first: a device's task ends with the agent, too.
+        tokio::select! {
+            biased;
+            why = self.bounds.ended() => Event::Over(why),
             () = deleted => Event::Deleted,
             _ = self.interval.tick() => Event::Due,
-        };
-        match *self.shutdown.borrow() {
-            true => Event::ShuttingDown,
-            false => event,
         }
     }
 

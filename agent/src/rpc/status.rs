@@ -6,7 +6,8 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::schema::Violation;
+use crate::changes::VersionError;
+use crate::schema::{Violation, quoted};
 use crate::supervisor::{Error, RefusalKind, StartError, chain};
 use crate::{models, socket};
 
@@ -93,13 +94,51 @@ pub(super) fn overloaded(limit: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// Too many streams of counters at once.
+/// A filter.
+pub(super) fn unserved_filter() -> Status {
+    let why = "filters are not served by this version of the agent; take all and choose";
+    unserved_fields(vec![Violation::new("filter", why)])
+}
+
+/// Too many streams at once.
 pub(super) fn too_many_streams(limit: usize) -> Status {
     let message = format!(
-        "{limit} streams of counters are open, which is this agent's limit; watch devices/- with one, or close another"
+        "{limit} streams are open, which is this agent's limit (limits.watches): end one, or raise it"
     );
-    let mut details = ErrorDetails::with_error_info("TOO_MANY_STREAMS", DOMAIN, HashMap::new());
-    details.add_quota_failure_violation("agent/stats_streams", format!("limit {limit}"));
+    let mut details = ErrorDetails::with_retry_info(Some(RETRY));
+    details.set_error_info("TOO_MANY_STREAMS", DOMAIN, HashMap::new());
+    details.add_quota_failure_violation("agent/watches", format!("limit {limit}"));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// A version after which nobody can read.
+pub(super) fn version(given: &str, error: VersionError) -> Status {
+    let given = quoted(given);
+    match error {
+        VersionError::Malformed => {
+            let why = format!(
+                "{given} is no version of an agent; it comes from ListDevices or WatchDevices"
+            );
+            invalid_field("resource_version", why)
+        }
+        VersionError::Gone => {
+            let message = format!(
+                "the changes after {given} are not kept any more: list again, or watch without a version"
+            );
+            let details = ErrorDetails::with_error_info("VERSION_TOO_OLD", DOMAIN, HashMap::new());
+            Status::with_error_details(Code::OutOfRange, message, details)
+        }
+    }
+}
+
+/// A reader that does not read in time.
+pub(super) fn too_slow(kept: usize) -> Status {
+    let message = format!(
+        "too slow: {kept} changes are kept (limits.watch_changes), and more have come since this reader read its last \
+         one; list again, or watch without a version"
+    );
+    let mut details = ErrorDetails::with_error_info("WATCH_TOO_SLOW", DOMAIN, HashMap::new());
+    details.add_quota_failure_violation("agent/watch_changes", format!("limit {kept}"));
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 

@@ -23,7 +23,7 @@ use super::request::Request;
 use super::rundir::RunDir;
 use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
-use super::view::{Configured, View};
+use super::view::{Configured, Life, View};
 use super::{Device, Shared};
 use crate::steps;
 use crate::store::Record;
@@ -403,6 +403,8 @@ impl Task {
             Ok(()) => info!("device gone"),
             Err(error) => warn!(error = chain(error), "device not removed wholly"),
         }
+        // Before somebody else can have the id.
+        self.shared.changes.remove(&self.record.id);
         self.shared.devices().remove(&self.record.id);
         for reply in self.deleters.drain(..) {
             let answer = match &result {
@@ -428,10 +430,14 @@ impl Task {
     /// Shows how the device is to who wants to know.
     pub(super) fn publish(&mut self) {
         self.view.update(self.state.phase);
-        self.published.send_replace(Device {
+        let device = Device {
             record: self.shown.clone(),
             view: self.view.clone(),
-        });
+        };
+        self.published.send_replace(device.clone());
+        if self.view.life != Life::Gone {
+            self.shared.show(device);
+        }
     }
 }
 

@@ -36,9 +36,11 @@ pub(crate) use self::request::Update;
 use self::rundir::RunDir;
 use self::update::UPDATE_TIMEOUT;
 pub(crate) use self::view::{Configured, Life, View};
+use crate::changes::{Changes, KEPT};
 use crate::config::Config;
 use crate::limits::{self, Limits};
 use crate::models::Models;
+use crate::rpc;
 use crate::socket;
 use crate::steps;
 use crate::store::{Record, Store};
@@ -58,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) models: Models,
     pub(crate) boot_id: String,
+    pub(crate) changes: Arc<Changes>,
     store: Store,
     starts: Arc<Semaphore>,
     devices: Mutex<BTreeMap<String, Handle>>,
@@ -76,6 +79,13 @@ impl Shared {
     /// The file in which a device's process keeps its counters.
     pub(crate) fn stats_path(&self, id: &str) -> PathBuf {
         self.dir(id).stats()
+    }
+
+    /// Shows how a device is to all who list and watch. Nothing may take that back, not even a crash.
+    fn show(&self, device: Device) {
+        let record = device.record.clone();
+        let message = rpc::encode(device, self.socket_path(&record.id));
+        self.changes.publish(&record.id, &record.uid, message);
     }
 
     fn dir(&self, id: &str) -> RunDir {
@@ -136,7 +146,7 @@ impl Record {
 pub(crate) struct Supervisor {
     pub(crate) shared: Arc<Shared>,
     tasks: Mutex<JoinSet<()>>,
-    shutdown: watch::Receiver<bool>,
+    pub(crate) shutdown: watch::Receiver<bool>,
 }
 
 impl Supervisor {
@@ -154,6 +164,7 @@ impl Supervisor {
             config,
             models,
             boot_id,
+            changes: Arc::new(Changes::new(KEPT)),
             store,
             starts: Arc::new(Semaphore::new(STARTS_PER_CPU * cpus)),
             devices: Mutex::default(),
@@ -206,6 +217,9 @@ impl Supervisor {
         let id = record.id.clone();
         let (task, device) = Task::new(self.shared.clone(), Arc::new(record), begin, inbox);
         let handle = Handle { requests, device };
+        if begin == Begin::Find {
+            self.shared.show(handle.device());
+        }
         devices.insert(id, handle.clone());
         let mut tasks = self.tasks.lock().expect("no holder panics");
         while let Some(ended) = tasks.try_join_next() {
@@ -292,11 +306,6 @@ impl Supervisor {
     /// How this device is from now on. Its end is that of the device, or of the agent.
     pub(crate) fn follow(&self, id: &str) -> Result<watch::Receiver<Device>, Error> {
         self.handle(id).map(|it| it.device)
-    }
-
-    /// Whether the agent is to end.
-    pub(crate) fn shutdown(&self) -> watch::Receiver<bool> {
-        self.shutdown.clone()
     }
 
     fn handle(&self, id: &str) -> Result<Handle, Error> {

@@ -25,7 +25,7 @@ use prost_types::{Struct, Value, value::Kind};
 use proto::v1::{
     CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceSpec, GetAgentRequest,
     GetDeviceRequest, GetModelRequest, ListDevicesRequest, ListModelsRequest, PlugDeviceRequest,
-    ResetDeviceRequest, SocketSpec, WatchDevicesRequest, agent_service_client::AgentServiceClient,
+    ResetDeviceRequest, SocketSpec, agent_service_client::AgentServiceClient,
     device_service_client::DeviceServiceClient, device_spec::RestartPolicy, device_status::State,
     model_service_client::ModelServiceClient,
 };
