@@ -9,7 +9,7 @@ use proto::v1::{
 };
 use tokio::net::UnixStream;
 use tonic::{
-    Request, Response, Status,
+    Request, Response, Status, Streaming,
     transport::{Channel, Endpoint as Transport},
 };
 
@@ -49,7 +49,7 @@ impl FromStr for Endpoint {
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     channel: Channel,
-    path: PathBuf,
+    endpoint: Endpoint,
     timeout: Duration,
 }
 
@@ -81,7 +81,7 @@ impl Client {
             })?;
         Ok(Self {
             channel,
-            path,
+            endpoint: endpoint.clone(),
             timeout,
         })
     }
@@ -99,6 +99,11 @@ impl Client {
     /// The calls about the agent.
     pub(crate) fn agent(&self) -> AgentServiceClient<Channel> {
         AgentServiceClient::new(self.channel.clone())
+    }
+
+    /// Connects anew, to whoever listens now.
+    pub(crate) async fn again(&self) -> Result<Self, Error> {
+        Self::connect(&self.endpoint, self.timeout).await
     }
 
     /// How long it waits for an answer.
@@ -126,22 +131,41 @@ impl Client {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
-        let status = match tokio::time::timeout(self.timeout, call).await {
-            Err(_) => return Err(Error::Late(self.timeout)),
-            Ok(Ok(response)) => return Ok(response.into_inner()),
-            Ok(Err(status)) => status,
+        match tokio::time::timeout(self.timeout, call).await {
+            Err(_) => Err(Error::Late(self.timeout)),
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.failure(status)),
+        }
+    }
+
+    /// The next of `stream`, or None at its end; waits no longer than `limit`.
+    pub(crate) async fn next<T>(
+        &self,
+        stream: &mut Streaming<T>,
+        limit: Option<Duration>,
+    ) -> Result<Option<T>, Error> {
+        let message = match limit {
+            None => stream.message().await,
+            Some(limit) => match tokio::time::timeout(limit, stream.message()).await {
+                Err(_) => return Err(Error::Late(limit)),
+                Ok(message) => message,
+            },
         };
+        message.map_err(|status| self.failure(status))
+    }
+
+    fn failure(&self, status: Status) -> Error {
         // What has a source did not come from the agent but from the transport below.
         let source = std::error::Error::source(&status);
         let late = std::iter::successors(source, |error| error.source())
             .any(|error| error.is::<tonic::TimeoutExpired>());
         match source {
-            _ if late => Err(Error::Late(self.timeout)),
-            Some(source) => Err(Error::Broken {
-                path: self.path.clone(),
+            _ if late => Error::Late(self.timeout),
+            Some(source) => Error::Broken {
+                path: self.endpoint.path.clone(),
                 why: chain(source),
-            }),
-            None => Err(status.into()),
+            },
+            None => status.into(),
         }
     }
 

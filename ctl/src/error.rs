@@ -27,7 +27,8 @@ Exit codes:
    7  the agent can't be reached, or asks to try again
    8  no answer in time (--timeout)
    9  a limit is reached
-  10  the agent does not serve this";
+  10  the agent does not serve this
+ 130  ended by Ctrl-C, as a watch always is";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

@@ -36,21 +36,26 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Error::Output(error).report(),
     };
-    match runtime.block_on(run(&words, &mut std::io::stdout())) {
+    match runtime.block_on(run(&words, &mut std::io::stdout(), &mut std::io::stderr())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }
 }
 
-/// Runs the command line `words`, which begin with the program's name, and writes its result to `sink`.
-async fn run(words: &[OsString], sink: &mut dyn Write) -> Result<(), Error> {
+/// Runs the command line `words`, which begin with the program's name, and writes its result to `sink`, and what else is to
+/// be said to `notes`.
+async fn run(words: &[OsString], sink: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Error> {
     let (matches, schema) = parse(words).await?;
     let Cli { globals, command } = Cli::from_arg_matches(&matches)?;
     let mut output = Output {
         format: globals.output,
         sink,
+        notes,
     };
     let output = &mut output;
+    if let Command::Completion(args) = &command {
+        return cmd::completion::run(args, output);
+    }
     let client = Client::connect(&globals.endpoint, globals.timeout).await;
     // These two have something to say even without an agent.
     let command = match command {
@@ -70,17 +75,21 @@ async fn run(words: &[OsString], sink: &mut dyn Write) -> Result<(), Error> {
             cmd::create::run(args, flags, &schema, client, output).await
         }
         Command::Get(args) => cmd::get::run(args, client, output).await,
-        Command::List(_) => cmd::get::list(client, output).await,
+        Command::List(args) => cmd::get::list(args, client, output).await,
         Command::Update(args) => cmd::update::run(args, client, output).await,
         Command::Delete(args) => cmd::delete::run(args, client, output).await,
         Command::Reset(args) => cmd::reset::run(args, client, output).await,
         Command::Restart(args) => cmd::restart::run(args, client, output).await,
+        Command::Watch(args) => cmd::watch::run(args, client, output).await,
+        Command::Logs(args) => cmd::logs::run(args, client, output).await,
+        Command::Events(args) => cmd::events::run(args, client, output).await,
+        Command::Stats(args) => cmd::stats::run(args, client, output).await,
         Command::Agent(_) => cmd::agent::show(client, output).await,
         Command::Drain(args) => cmd::agent::drain(args, client, output).await,
         Command::Undrain(_) => cmd::agent::undrain(client, output).await,
         Command::ShutdownDevices(args) => cmd::agent::shut_down(args, client, output).await,
         Command::Models(args) => cmd::models::run(args, client, output).await,
-        Command::Version(_) | Command::Probe(_) => Ok(()),
+        Command::Version(_) | Command::Probe(_) | Command::Completion(_) => Ok(()),
         Command::Cmdline(args) => cmd::cmdline::run(args, client, output).await,
     }
 }

@@ -1,6 +1,24 @@
 //! Commands that make, show, change and delete devices.
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
+use proto::v1::device_spec;
+
+use super::values;
+
+/// What `vfuctl update` can change; one of them has to be given.
+const CHANGES: [&str; 11] = [
+    "set",
+    "unset",
+    "label",
+    "unlabel",
+    "annotation",
+    "unannotate",
+    "restart_policy",
+    "memory",
+    "cpu",
+    "open_files",
+    "log_bytes",
+];
 
 /// Create a device; each model has flags of its own, see `vfuctl create MODEL --help`
 ///
@@ -13,6 +31,7 @@ use clap::{ArgGroup, Args};
 Examples:
   vfuctl create e1000 nic0 --mac 52:54:00:12:34:56 --net.tap.ifname vfu0
   vfuctl create e1000 nic0 --set net.tap.ifname=vfu0 --label tenant=blue
+  vfuctl create e1000 nic0 --memory 64M --cpu 500m --socket-gid 107 --socket-mode 660
   vfuctl create e1000 nic0 --config @nic0.json --validate-only")]
 pub(crate) struct Create {
     /// Model of the device; `vfuctl models` lists them
@@ -28,6 +47,24 @@ pub(crate) struct Create {
     /// A label; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
+    /// An annotation; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// What happens when the device's process ends by itself [default: always]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) restart_policy: Option<RestartPolicy>,
+    /// What the device's process may use.
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    /// Owner of the vfio-user socket, a numeric user id [default: the agent's]
+    #[arg(long, value_name = "UID")]
+    pub(crate) socket_uid: Option<u32>,
+    /// Group of the vfio-user socket, a numeric group id [default: the agent's]
+    #[arg(long, value_name = "GID")]
+    pub(crate) socket_gid: Option<u32>,
+    /// Mode of the vfio-user socket, in octal [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = values::mode)]
+    pub(crate) socket_mode: Option<u32>,
     /// Check everything and create nothing
     #[arg(long, visible_alias = "dry-run")]
     pub(crate) validate_only: bool,
@@ -41,32 +78,50 @@ pub(crate) struct Create {
 #[command(after_help = "\
 Examples:
   vfuctl get nic0 -o yaml
-  vfuctl get nic0 nic1 -o wide")]
+  vfuctl get nic0 nic1 -o wide
+  vfuctl get nic0 --watch              shows the device, then each change of it")]
 pub(crate) struct Get {
     /// Ids of devices
     #[arg(value_name = "ID")]
     pub(crate) ids: Vec<String>,
+    /// After that show each change, as `vfuctl watch` does
+    #[arg(short, long)]
+    pub(crate) watch: bool,
 }
 
-/// List all devices
+/// List all devices, or those that a filter chooses
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vfuctl list -o wide
+  vfuctl list --filter 'state = \"FAILED\" AND labels.tenant = \"blue\"'
   vfuctl delete $(vfuctl list -o name)")]
-pub(crate) struct List {}
+pub(crate) struct List {
+    /// Which devices, as `state = "READY" AND labels.app = "x" AND model = "e1000"`
+    #[arg(
+        long,
+        value_name = "FILTER",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) filter: String,
+    /// After that show each change, as `vfuctl watch` does
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
 
-/// Change a device while it lives: fields of its configuration, and labels
+/// Change a device while it lives: fields of its configuration, labels, limits and restart policy
 ///
 /// A VMM stays connected, and its guest sees the change as it would see it on a real card. `vfuctl models MODEL` says which
 /// fields of the configuration can change; for the others, delete the device and create it anew. What is changed stays so
 /// when the device's process is started again.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["set", "unset", "label", "unlabel"])))]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(CHANGES)))]
 #[command(after_help = "\
 Examples:
   vfuctl update nic0 --set link=down
   vfuctl update nic0 --unset link --label tenant=blue
+  vfuctl update nic0 --memory 128M --cpu none
   vfuctl update nic0 --set link=up --dry-run")]
 pub(crate) struct Update {
     /// Id of the device
@@ -83,6 +138,18 @@ pub(crate) struct Update {
     /// A label to take away; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) unlabel: Vec<String>,
+    /// An annotation; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// An annotation to take away; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unannotate: Vec<String>,
+    /// What happens when the device's process ends by itself
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) restart_policy: Option<RestartPolicy>,
+    /// What the device's process may use.
+    #[command(flatten)]
+    pub(crate) limits: Limits,
     /// Change the device only while this is its etag, as `vfuctl get -o json` shows it
     #[arg(long, value_name = "ETAG")]
     pub(crate) etag: Option<String>,
@@ -184,5 +251,43 @@ impl Guard {
             "{flag} is for one device, and there are {}; run the command once for each",
             ids.len()
         ))
+    }
+}
+
+/// What a device's process may use.
+#[derive(Debug, Args)]
+pub(crate) struct Limits {
+    /// Private memory of the device's process, as 64M, or none
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    pub(crate) memory: Option<u64>,
+    /// Processor time of the device's process, as 0.5 or 500m, or none
+    #[arg(long, value_name = "CPUS", value_parser = values::cpu_millis)]
+    pub(crate) cpu: Option<u32>,
+    /// Files that the device's process may have open, or none for no limit
+    #[arg(long, value_name = "COUNT", value_parser = values::count)]
+    pub(crate) open_files: Option<u32>,
+    /// Log that is kept of the device's process, as 1M, or none for no limit
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    pub(crate) log_bytes: Option<u64>,
+}
+
+/// What happens when a device's process ends by itself.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RestartPolicy {
+    /// Starts again, until that has failed often
+    Always,
+    /// The same, but an end with exit code 0 is the last
+    OnFailure,
+    /// The device is FAILED
+    Never,
+}
+
+impl From<RestartPolicy> for device_spec::RestartPolicy {
+    fn from(policy: RestartPolicy) -> Self {
+        match policy {
+            RestartPolicy::Always => Self::Always,
+            RestartPolicy::OnFailure => Self::OnFailure,
+            RestartPolicy::Never => Self::Never,
+        }
     }
 }

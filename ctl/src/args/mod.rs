@@ -5,6 +5,7 @@
 mod agent;
 mod device;
 mod early;
+mod observe;
 mod values;
 
 use std::{path::PathBuf, time::Duration};
@@ -13,8 +14,9 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::{
     agent::{Drain, ShowAgent, ShutDownDevices, Undrain},
-    device::{Create, Delete, Get, List, Reset, Restart, Update},
+    device::{Create, Delete, Get, Limits, List, Reset, Restart, RestartPolicy, Update},
     early::Early,
+    observe::{Events, Logs, Stats, Watch},
 };
 use crate::{client::Endpoint, error::EXIT_CODES, output::Format};
 
@@ -27,6 +29,8 @@ Examples:
   vfuctl cmdline nic0 --vmm qemu                 how a VMM uses it
   vfuctl update nic0 --set link=down             pulls the cable while a guest uses it
   vfuctl probe nic0                              what a guest will see
+  vfuctl watch                                   what changes, as it does
+  vfuctl logs nic0 -f
   vfuctl delete nic0";
 
 /// Creates, shows, changes and deletes the PCI devices that vfu-agent serves to virtual machines on this host.
@@ -75,6 +79,10 @@ pub(crate) enum Command {
     Delete(Delete),
     Reset(Reset),
     Restart(Restart),
+    Watch(Watch),
+    Logs(Logs),
+    Events(Events),
+    Stats(Stats),
     Models(Models),
     Cmdline(Cmdline),
     Probe(Probe),
@@ -83,6 +91,7 @@ pub(crate) enum Command {
     Undrain(Undrain),
     ShutdownDevices(ShutDownDevices),
     Version(Version),
+    Completion(Completion),
 }
 
 /// List the models of this host, or show one with the fields of its configuration
@@ -101,6 +110,17 @@ pub(crate) struct Models {
 /// Show the versions of vfuctl and of the agent
 #[derive(Debug, Args)]
 pub(crate) struct Version {}
+
+/// Print a script that completes vfuctl's words in a shell
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  source <(vfuctl completion bash)")]
+pub(crate) struct Completion {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
 
 /// Print what to add to a VMM's command line, so that its guest gets the devices
 ///

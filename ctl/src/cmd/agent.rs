@@ -6,9 +6,12 @@ use proto::v1::{
     Agent, DrainRequest, GetAgentRequest, Runtime, ShutDownDevicesRequest, UndrainRequest,
 };
 
+use serde_json::Value;
+
 use crate::{
     args::{Drain, ShutDownDevices},
     client::Client,
+    config::plain,
     error::{Error, printable},
     output::{Format, Output, age, json, table},
 };
@@ -22,7 +25,7 @@ pub(crate) async fn show(client: &Client, output: &mut Output<'_>) -> Result<(),
     match output.format() {
         Format::Name => output.text(&format!("{}\n", agent.name)),
         Format::Json | Format::Yaml => output.value(&json("Agent", &agent)?),
-        Format::Table | Format::Wide => output.text(&page(&agent, SystemTime::now())),
+        Format::Table | Format::Wide => output.text(&page(&agent, SystemTime::now())?),
     }
 }
 
@@ -103,7 +106,7 @@ pub(crate) async fn shut_down(
 }
 
 /// The agent for people.
-fn page(agent: &Agent, now: SystemTime) -> String {
+fn page(agent: &Agent, now: SystemTime) -> Result<String, Error> {
     let since = |time: &prost_types::Timestamp| format!("{time} ({} ago)", age(*time, now));
     let mut lines = vec![
         ("Version", agent.version.clone()),
@@ -118,14 +121,6 @@ fn page(agent: &Agent, now: SystemTime) -> String {
         ("State directory", agent.state_dir.clone()),
         ("Devices", devices(agent)),
     ];
-    let limits = agent.limits.unwrap_or_default();
-    lines.push((
-        "Limits",
-        format!(
-            "{} devices, {} calls at once, {} bytes a request, {} bytes a configuration",
-            limits.devices, limits.concurrent_calls, limits.request_bytes, limits.config_bytes
-        ),
-    ));
     lines.push((
         "New devices",
         match &agent.drain_time {
@@ -162,7 +157,26 @@ fn page(agent: &Agent, now: SystemTime) -> String {
         &["RUNTIME", "USABLE", "MODELS", "PROGRAM"],
         agent.runtimes.iter().map(runtime),
     ));
-    text
+    text.push('\n');
+    text.push_str(&table(&["LIMIT", "VALUE"], limits(agent)?));
+    Ok(text)
+}
+
+/// Whatever limits the API has, by their names there.
+fn limits(agent: &Agent) -> Result<Vec<Vec<String>>, Error> {
+    let limits = json("AgentLimits", &agent.limits.unwrap_or_default())?;
+    let limits = limits.as_object().into_iter().flatten();
+    let row = |(name, value): (&String, &Value)| {
+        let mut words = String::new();
+        for c in name.chars() {
+            if c.is_uppercase() {
+                words.push(' ');
+            }
+            words.extend(c.to_lowercase());
+        }
+        vec![words, plain(value)]
+    };
+    Ok(limits.map(row).collect())
 }
 
 fn devices(agent: &Agent) -> String {
@@ -230,7 +244,7 @@ mod tests {
                 devices: 1024,
                 concurrent_calls: 256,
                 request_bytes: 4096,
-                config_bytes: 1024,
+                ..AgentLimits::default()
             }),
             cgroup: "/sys/fs/cgroup/vfu.slice".into(),
             ..Agent::default()
@@ -241,7 +255,7 @@ mod tests {
     fn the_page_says_what_the_agent_says() {
         let now = UNIX_EPOCH + Duration::from_secs(185);
         assert_eq!(
-            page(&agent(), now),
+            page(&agent(), now).unwrap(),
             "\
 Version:         0.1.0
 Process:         7
@@ -251,12 +265,16 @@ Boot id:         b-1
 Run directory:   /run/vfu
 State directory: /var/lib/vfu
 Devices:         3 (2 ready, 1 stopped)
-Limits:          1024 devices, 256 calls at once, 4096 bytes a request, 1024 bytes a configuration
 New devices:     made
 Cgroup:          /sys/fs/cgroup/vfu.slice
 
 RUNTIME      USABLE   MODELS       PROGRAM
 vfu-device   yes      e1000,nvme   /usr/bin/vfu-device
+
+LIMIT              VALUE
+concurrent calls   256
+devices            1024
+request bytes      4096
 "
         );
     }
@@ -270,7 +288,7 @@ vfu-device   yes      e1000,nvme   /usr/bin/vfu-device
         agent.cgroup = String::new();
         agent.cgroup_error = "no cgroup v2; mount it".into();
         agent.runtimes[0].error = "not found; install it".into();
-        let page = page(&agent, UNIX_EPOCH + Duration::from_secs(1));
+        let page = page(&agent, UNIX_EPOCH + Duration::from_secs(1)).unwrap();
         for line in [
             "New devices:     none since 1970-01-01T00:00:00Z (1s ago): new kernel \u{fffd}[2J; vfuctl undrain",
             "Shut down:       1970-01-01T00:00:00Z (1s ago); vfuctl undrain",

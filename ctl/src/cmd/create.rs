@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, io::Read, path::Path};
 
-use proto::v1::{CreateDeviceRequest, Device, DeviceSpec};
+use proto::v1::{CreateDeviceRequest, Device, DeviceSpec, ResourceLimits, SocketSpec, device_spec};
 use serde_json::{Map, Value};
 
 use crate::{
-    args::Create,
+    args::{Create, Limits, RestartPolicy},
     client::Client,
     config::{self, Assignment},
     error::Error,
@@ -28,13 +28,22 @@ pub(crate) async fn run(
     }
     let base = args.config.as_deref().map(read).transpose()?;
     let config = config::assemble(base.unwrap_or_default(), assignments, schema)?;
+    let socket = SocketSpec {
+        uid: args.socket_uid,
+        gid: args.socket_gid,
+        mode: args.socket_mode,
+    };
+    let limits = limits(&args.limits);
     let request = client.request(CreateDeviceRequest {
         device: Some(Device {
-            labels: labels(&args.label)?,
+            labels: pairs("--label", &args.label)?,
+            annotations: pairs("--annotation", &args.annotation)?,
             spec: Some(DeviceSpec {
                 model: schema.model.clone(),
                 config: Some(to_struct(&config)),
-                ..DeviceSpec::default()
+                restart_policy: policy(args.restart_policy),
+                socket: (socket != SocketSpec::default()).then_some(socket),
+                limits: (limits != ResourceLimits::default()).then_some(limits),
             }),
             ..Device::default()
         }),
@@ -79,21 +88,37 @@ fn read(text: &str) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// What `--label` says.
-pub(super) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Error> {
-    let mut labels = BTreeMap::new();
+/// What a flag that takes pairs, such as `--label`, says.
+pub(super) fn pairs(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Error> {
+    let mut pairs = BTreeMap::new();
     for text in texts {
         let Some((key, value)) = text.split_once('=') else {
-            return Err(Error::Usage(format!("--label {text}: must be KEY=VALUE")));
+            return Err(Error::Usage(format!("{flag} {text}: must be KEY=VALUE")));
         };
-        let before = labels.insert(key.to_owned(), value.to_owned());
+        let before = pairs.insert(key.to_owned(), value.to_owned());
         if let Some(before) = before.filter(|before| before != value) {
             return Err(Error::Usage(format!(
-                "--label {key}={before} and --label {text} give {key} two values"
+                "{flag} {key}={before} and {flag} {text} give {key} two values"
             )));
         }
     }
-    Ok(labels)
+    Ok(pairs)
+}
+
+/// What the flags for limits say; what is not given is not limited.
+pub(super) fn limits(args: &Limits) -> ResourceLimits {
+    ResourceLimits {
+        memory_bytes: args.memory.unwrap_or_default(),
+        cpu_millis: args.cpu.unwrap_or_default(),
+        open_files: args.open_files.unwrap_or_default(),
+        log_bytes: args.log_bytes.unwrap_or_default(),
+    }
+}
+
+/// What `--restart-policy` says.
+pub(super) fn policy(policy: Option<RestartPolicy>) -> i32 {
+    let policy = policy.map(device_spec::RestartPolicy::from);
+    policy.unwrap_or_default().into()
 }
 
 #[cfg(test)]
@@ -117,7 +142,7 @@ mod tests {
     fn labels_are_pairs_and_agree() {
         let labels = |texts: &[&str]| {
             let texts: Vec<_> = texts.iter().map(|it| (*it).to_owned()).collect();
-            labels(&texts).map_err(|error| error.to_string())
+            pairs("--label", &texts).map_err(|error| error.to_string())
         };
         assert_eq!(labels(&["a=b=c", "e="]).unwrap()["a"], "b=c");
         assert!(labels(&["a"]).unwrap_err().contains("KEY=VALUE"));

@@ -2,15 +2,20 @@
 
 pub(crate) mod agent;
 pub(crate) mod cmdline;
+pub(crate) mod completion;
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod events;
 pub(crate) mod get;
+pub(crate) mod logs;
 pub(crate) mod models;
 pub(crate) mod probe;
 pub(crate) mod reset;
 pub(crate) mod restart;
+pub(crate) mod stats;
 pub(crate) mod update;
 pub(crate) mod version;
+pub(crate) mod watch;
 
 use crate::error::Error;
 

@@ -45,8 +45,11 @@ pub(crate) async fn run(
         None => {
             // Without an agent nobody knows better than the server itself.
             if let Ok(client) = client
-                && let Ok(devices) = get::all(&client).await
-                && let Some(device) = devices.into_iter().find(|it| is_same(&args.target, it))
+                && let Ok(listed) = get::all(&client, "").await
+                && let Some(device) = listed
+                    .devices
+                    .into_iter()
+                    .find(|it| is_same(&args.target, it))
             {
                 free(device, &client).await?;
             }

@@ -1,9 +1,14 @@
 //! `vfuctl update`
 
-use proto::v1::{Device, DeviceSpec, GetDeviceRequest, UpdateDeviceRequest};
+use std::collections::BTreeMap;
+
+use proto::v1::{Device, DeviceSpec, GetDeviceRequest, ResourceLimits, UpdateDeviceRequest};
 use serde_json::Value;
 
-use super::{create::labels, device_name, models};
+use super::{
+    create::{self, pairs},
+    device_name, models,
+};
 use crate::{
     args::Update,
     client::Client,
@@ -21,28 +26,28 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     let mut device = Device {
         name: device_name(&args.id),
-        labels: labels(&args.label)?,
+        labels: pairs("--label", &args.label)?,
+        annotations: pairs("--annotation", &args.annotation)?,
         ..Device::default()
     };
-    let keys = device.labels.keys().chain(&args.unlabel);
-    let mut paths: Vec<_> = keys.map(|key| format!("labels.`{key}`")).collect();
-    if let Some(key) = args
-        .unlabel
-        .iter()
-        .find(|key| device.labels.contains_key(*key))
-    {
-        let why = format!("--label {key}=... and --unlabel {key} exclude each other");
-        return Err(Error::Usage(why));
-    }
+    let mut paths = keys(
+        ("labels", &device.labels, &args.unlabel),
+        ["--label", "--unlabel"],
+    )?;
+    paths.extend(keys(
+        ("annotations", &device.annotations, &args.unannotate),
+        ["--annotation", "--unannotate"],
+    )?);
+    let spec = spec(&args, &mut paths);
     let mut schema = Schema::default();
     if !args.set.is_empty() || !args.unset.is_empty() {
         let request = client.request(GetDeviceRequest {
             name: device.name.clone(),
         });
         let present = client.answer(client.devices().get_device(request)).await?;
-        let spec = present.spec.unwrap_or_default();
-        schema = models::schema(&client.model(&spec.model).await?);
-        let base = match spec.config.as_ref().map(from_struct) {
+        let present_spec = present.spec.unwrap_or_default();
+        schema = models::schema(&client.model(&present_spec.model).await?);
+        let base = match present_spec.config.as_ref().map(from_struct) {
             Some(Value::Object(config)) => config,
             _ => serde_json::Map::new(),
         };
@@ -58,8 +63,10 @@ pub(crate) async fn run(
         paths.extend(changed.paths.iter().map(|path| join("spec.config", path)));
         device.spec = Some(DeviceSpec {
             config: Some(to_struct(&changed.config)),
-            ..DeviceSpec::default()
+            ..spec
         });
+    } else if spec != DeviceSpec::default() || paths.iter().any(|path| path.starts_with("spec.")) {
+        device.spec = Some(spec);
     }
     if let Some(etag) = args.etag {
         device.etag = etag;
@@ -77,4 +84,38 @@ pub(crate) async fn run(
         false => "updated",
     };
     output.done(&device.name, what, Some(&device))
+}
+
+/// The paths of a map's keys that are given or taken away; `flags` are the names of both.
+fn keys(
+    (map, given, taken): (&str, &BTreeMap<String, String>, &[String]),
+    [give, take]: [&str; 2],
+) -> Result<Vec<String>, Error> {
+    if let Some(key) = taken.iter().find(|key| given.contains_key(*key)) {
+        let why = format!("{give} {key}=... and {take} {key} exclude each other");
+        return Err(Error::Usage(why));
+    }
+    let keys = given.keys().chain(taken);
+    Ok(keys.map(|key| format!("{map}.`{key}`")).collect())
+}
+
+/// What the flags say of the spec but for its configuration; each field's path is added to `paths`, also where the new
+/// value is that there is none.
+fn spec(args: &Update, paths: &mut Vec<String>) -> DeviceSpec {
+    let limits = &args.limits;
+    let given = [
+        (args.restart_policy.is_some(), "restart_policy"),
+        (limits.memory.is_some(), "limits.memory_bytes"),
+        (limits.cpu.is_some(), "limits.cpu_millis"),
+        (limits.open_files.is_some(), "limits.open_files"),
+        (limits.log_bytes.is_some(), "limits.log_bytes"),
+    ];
+    let given = given.iter().filter(|(given, _)| *given);
+    paths.extend(given.map(|(_, path)| join("spec", path)));
+    let limits = create::limits(limits);
+    DeviceSpec {
+        restart_policy: create::policy(args.restart_policy),
+        limits: (limits != ResourceLimits::default()).then_some(limits),
+        ..DeviceSpec::default()
+    }
 }

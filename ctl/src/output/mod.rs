@@ -6,14 +6,17 @@ mod table;
 use std::{io::Write, time::SystemTime};
 
 use clap::ValueEnum;
-use proto::v1::Device;
+use proto::v1::{Device, WatchDevicesResponse};
 use serde_json::{Value, json};
 
 pub(crate) use self::{
     json::{from_struct, json, to_struct},
-    table::{age, client, id, table},
+    table::{Changes, age, client, id, table},
 };
-use crate::{error::Error, yaml};
+use crate::{
+    error::{Error, printable},
+    yaml,
+};
 
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -30,12 +33,24 @@ pub(crate) enum Format {
     Name,
 }
 
+impl Format {
+    /// `value` as one of a stream of items: a line of JSON, or a document of YAML.
+    pub(crate) fn item(self, value: &Value) -> String {
+        match self {
+            Self::Yaml => format!("---\n{}", yaml::document(value)),
+            _ => format!("{value}\n"),
+        }
+    }
+}
+
 /// Where results go, and how they look.
 pub(crate) struct Output<'a> {
     /// What was asked for with `--output`.
     pub(crate) format: Option<Format>,
     /// Where to write.
     pub(crate) sink: &'a mut dyn Write,
+    /// Where to write what is for people, and no part of the result.
+    pub(crate) notes: &'a mut dyn Write,
 }
 
 impl Output<'_> {
@@ -48,6 +63,13 @@ impl Output<'_> {
     pub(crate) fn text(&mut self, text: &str) -> Result<(), Error> {
         self.sink.write_all(text.as_bytes())?;
         Ok(self.sink.flush()?)
+    }
+
+    /// Tells the user `text`, which is no part of the result.
+    pub(crate) fn note(&mut self, text: &str) {
+        let line = format!("vfuctl: {}\n", printable(text));
+        // Nobody is left to hear that standard error is closed.
+        let _ = self.notes.write_all(line.as_bytes());
     }
 
     /// Writes `value` as YAML or, for every other format, as JSON.
@@ -84,6 +106,32 @@ impl Output<'_> {
                 self.value(&json!({ "devices": devices }))
             }
         }
+    }
+
+    /// Writes changes of devices, after those that `before` has seen.
+    pub(crate) fn changes(
+        &mut self,
+        before: &mut Changes,
+        changes: &[WatchDevicesResponse],
+    ) -> Result<(), Error> {
+        let mut text = String::new();
+        match self.format() {
+            Format::Table | Format::Wide => {
+                let wide = self.format() == Format::Wide;
+                text = before.lines(changes, wide, SystemTime::now());
+            }
+            Format::Name => {
+                for device in changes.iter().filter_map(|it| it.device.as_ref()) {
+                    text.push_str(&format!("{}\n", device.name));
+                }
+            }
+            format @ (Format::Json | Format::Yaml) => {
+                for change in changes {
+                    text.push_str(&format.item(&json("WatchDevicesResponse", change)?));
+                }
+            }
+        }
+        self.text(&text)
     }
 
     /// Says that something was done to `name`; only `-o name` prints the name alone, and data formats print `data`.
@@ -149,6 +197,7 @@ pub(crate) mod tests {
             let mut output = Output {
                 format: Some(format),
                 sink: &mut sink,
+                notes: &mut std::io::sink(),
             };
             output.devices(devices).unwrap();
             String::from_utf8(sink).unwrap()

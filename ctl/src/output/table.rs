@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use proto::v1::{Client, Device};
+use proto::v1::{Client, Device, WatchDevicesResponse};
 
 use crate::error::printable;
 
@@ -11,36 +11,76 @@ const NONE: &str = "<none>";
 
 /// A table of devices; `wide` has more columns.
 pub(super) fn devices(devices: &[Device], wide: bool, now: SystemTime) -> String {
+    table(
+        &device_head(wide),
+        devices.iter().map(|it| device_row(it, wide, now)),
+    )
+}
+
+fn device_head(wide: bool) -> Vec<&'static str> {
     let mut head = vec!["NAME", "MODEL", "STATE", "CLIENT", "AGE"];
     if wide {
         head.extend(["SOCKET", "PID", "RESTARTS", "UID"]);
     }
-    let rows = devices.iter().map(|device| {
-        let spec = device.spec.clone().unwrap_or_default();
-        let status = device.status.clone().unwrap_or_default();
-        let state = status.state().as_str_name();
-        let mut row = vec![
-            id(&device.name).to_owned(),
-            spec.model,
-            state.to_owned(),
-            status.client.as_ref().map(client).unwrap_or_default(),
-            device
-                .create_time
-                .map(|it| age(it, now))
-                .unwrap_or_default(),
-        ];
-        if wide {
-            let pid = Some(status.pid).filter(|pid| *pid != 0);
-            row.extend([
-                status.socket_path,
-                pid.map(|pid| pid.to_string()).unwrap_or_default(),
-                status.restart_count.to_string(),
-                device.uid.clone(),
-            ]);
+    head
+}
+
+fn device_row(device: &Device, wide: bool, now: SystemTime) -> Vec<String> {
+    let spec = device.spec.clone().unwrap_or_default();
+    let status = device.status.clone().unwrap_or_default();
+    let state = status.state().as_str_name();
+    let mut row = vec![
+        id(&device.name).to_owned(),
+        spec.model,
+        state.to_owned(),
+        status.client.as_ref().map(client).unwrap_or_default(),
+        device
+            .create_time
+            .map(|it| age(it, now))
+            .unwrap_or_default(),
+    ];
+    if wide {
+        let pid = Some(status.pid).filter(|pid| *pid != 0);
+        row.extend([
+            status.socket_path,
+            pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            status.restart_count.to_string(),
+            device.uid.clone(),
+        ]);
+    }
+    row
+}
+
+/// A table of changes of devices that grows at its end. A column gets wider when it has to.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    widths: Vec<usize>,
+}
+
+impl Changes {
+    /// The lines for more changes, the first time under a head.
+    pub(super) fn lines(
+        &mut self,
+        changes: &[WatchDevicesResponse],
+        wide: bool,
+        now: SystemTime,
+    ) -> String {
+        let mut rows = Vec::new();
+        if self.widths.is_empty() {
+            let head = ["EVENT"].into_iter().chain(device_head(wide));
+            rows.push(head.map(str::to_owned).collect());
+            // What most devices come to have, lest the first long word shift all lines after it.
+            self.widths = ["MODIFIED", "", "", "CONNECTED"].map(str::len).to_vec();
         }
-        row
-    });
-    table(&head, rows)
+        for change in changes {
+            if let Some(device) = &change.device {
+                let mut row = vec![change.r#type().as_str_name().to_owned()];
+                row.extend(device_row(device, wide, now));
+                rows.push(row);
+            }
+        }
+        lines(rows, &mut self.widths)
+    }
 }
 
 /// The id in a resource name.
@@ -56,27 +96,29 @@ pub(crate) fn client(client: &Client) -> String {
     }
 }
 
-/// Lines of columns three blanks apart.
+/// Lines of columns three blanks apart, under a head.
 pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let head = head.iter().map(|it| (*it).to_owned()).collect();
-    let mut lines: Vec<Vec<String>> = vec![head];
-    lines.extend(rows);
-    for cell in lines.iter_mut().flatten() {
-        *cell = match cell.is_empty() {
-            true => NONE.to_owned(),
-            // A client's executable can have any name.
-            false => printable(cell).replace('\n', " "),
-        };
+    let mut all = vec![head.iter().map(|it| (*it).to_owned()).collect()];
+    all.extend(rows);
+    lines(all, &mut Vec::new())
+}
+
+/// The same without a head, for a table whose columns are at least as wide as `widths`, which grow.
+fn lines(mut rows: Vec<Vec<String>>, widths: &mut Vec<usize>) -> String {
+    for row in &mut rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (cell, width) in row.iter_mut().zip(widths.iter_mut()) {
+            *cell = match cell.is_empty() {
+                true => NONE.to_owned(),
+                // A client's executable can have any name.
+                false => printable(cell).replace('\n', " "),
+            };
+            *width = cell.chars().count().max(*width);
+        }
     }
-    let columns = lines[0].len();
-    let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths);
+    for row in &rows {
+        let cells = row.iter().zip(widths.iter());
         let cells: Vec<_> = cells
             .map(|(cell, width)| format!("{cell:width$}"))
             .collect();

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use proto::v1::device_status;
+use proto::v1::{ResourceLimits, device_spec::RestartPolicy, device_status};
 use serde_json::{Value, json};
 use tokio::{net::UnixListener, task::JoinSet};
 
@@ -365,4 +365,66 @@ async fn what_is_for_one_device_is_refused_for_two() {
     let request = host.fake.asked.lock().unwrap().delete.take().unwrap();
     assert_eq!((&*request.etag, &*request.request_id), ("now", "x"));
     assert!(request.validate_only && request.force);
+}
+
+#[tokio::test]
+async fn limits_socket_and_policy_are_sent_in_the_apis_units() {
+    let host = Host::new();
+    let limits = "--memory 64M --cpu 500m --open-files 256 --log-bytes 1Mi";
+    let line = format!(
+        "create e1000 nic0 {limits} --restart-policy on-failure --socket-gid 107 --socket-mode 660 --annotation a=b"
+    );
+    host.good(&line).await;
+    let request = host.fake.asked.lock().unwrap().create.take().unwrap();
+    let device = request.device.unwrap();
+    assert_eq!(device.annotations["a"], "b");
+    let spec = device.spec.unwrap();
+    let all = ResourceLimits {
+        memory_bytes: 64 << 20,
+        cpu_millis: 500,
+        open_files: 256,
+        log_bytes: 1 << 20,
+    };
+    assert_eq!(spec.limits, Some(all));
+    assert_eq!(spec.restart_policy(), RestartPolicy::OnFailure);
+    let socket = spec.socket.unwrap();
+    assert_eq!(
+        (socket.uid, socket.gid, socket.mode),
+        (None, Some(107), Some(0o660))
+    );
+
+    host.good("create e1000 nic1").await;
+    let request = host.fake.asked.lock().unwrap().create.take().unwrap();
+    let spec = request.device.unwrap().spec.unwrap();
+    assert_eq!(
+        (spec.limits, spec.socket, spec.restart_policy),
+        (None, None, 0)
+    );
+
+    host.good(
+        "update nic0 --memory none --cpu 2 --restart-policy never --unannotate a --set queues=3",
+    )
+    .await;
+    let request = host.fake.asked.lock().unwrap().update.take().unwrap();
+    assert_eq!(
+        request.update_mask.unwrap().paths,
+        [
+            "annotations.`a`",
+            "spec.restart_policy",
+            "spec.limits.memory_bytes",
+            "spec.limits.cpu_millis",
+            "spec.config.queues"
+        ]
+    );
+    let spec = request.device.unwrap().spec.unwrap();
+    assert_eq!(spec.restart_policy(), RestartPolicy::Never);
+    let limits = spec.limits.unwrap();
+    assert_eq!((limits.memory_bytes, limits.cpu_millis), (0, 2000));
+    for line in [
+        "create e1000 nic2 --memory lots",
+        "update nic0 --cpu 0",
+        "update nic0 --annotation a",
+    ] {
+        assert_eq!(host.bad(line).await.0, 2, "{line}");
+    }
 }

@@ -1,7 +1,7 @@
 //! An agent that keeps devices in a map, and remembers what it was asked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,6 +15,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{cmd::models::tests::card, output::from_struct};
 
+/// What a stream sends before it ends.
+type Script<T> = Vec<Result<T, Status>>;
+
+type Scripted<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
 type Answer<T> = Result<Response<T>, Status>;
 
 /// How many devices the agent puts in one page.
@@ -24,6 +29,12 @@ const PAGE: usize = 2;
 pub(super) struct Fake {
     pub(super) devices: Arc<Mutex<BTreeMap<String, Device>>>,
     pub(super) agent: Arc<Mutex<Agent>>,
+    /// The version that lists have.
+    pub(super) version: Arc<Mutex<String>>,
+    /// What each call of WatchDevices sends.
+    pub(super) changes: Arc<Mutex<VecDeque<Script<WatchDevicesResponse>>>>,
+    /// What WatchStats sends.
+    pub(super) counters: Arc<Mutex<Script<WatchStatsResponse>>>,
     /// What is left when all devices are to be stopped.
     pub(super) remaining: Arc<Mutex<Vec<String>>>,
     pub(super) asked: Arc<Mutex<Asked>>,
@@ -41,6 +52,11 @@ pub(super) struct Asked {
     pub(super) restart: Option<RestartDeviceRequest>,
     pub(super) drain: Option<DrainRequest>,
     pub(super) shut_down: Option<ShutDownDevicesRequest>,
+    pub(super) list: Option<ListDevicesRequest>,
+    pub(super) watches: Vec<WatchDevicesRequest>,
+    pub(super) stats: Option<WatchStatsRequest>,
+    pub(super) logs: Option<ReadLogsRequest>,
+    pub(super) events: Option<ListEventsRequest>,
 }
 
 impl Fake {
@@ -51,10 +67,6 @@ impl Fake {
             None => Err(Status::not_found(format!("{name}: no such device"))),
         }
     }
-}
-
-fn unserved<T>() -> Answer<T> {
-    Err(Status::unimplemented("not served"))
 }
 
 #[tonic::async_trait]
@@ -105,6 +117,7 @@ impl DeviceService for Fake {
         request: Request<ListDevicesRequest>,
     ) -> Answer<ListDevicesResponse> {
         let request = request.into_inner();
+        self.asked.lock().unwrap().list = Some(request.clone());
         let devices = self.devices.lock().unwrap();
         let mut rest = devices.values().filter(|it| it.name > request.page_token);
         let page: Vec<_> = rest.by_ref().take(PAGE).cloned().collect();
@@ -112,7 +125,7 @@ impl DeviceService for Fake {
         Ok(Response::new(ListDevicesResponse {
             next_page_token: more.map(|it| it.name.clone()).unwrap_or_default(),
             devices: page,
-            ..ListDevicesResponse::default()
+            resource_version: self.version.lock().unwrap().clone(),
         }))
     }
 
@@ -168,30 +181,75 @@ impl DeviceService for Fake {
         Ok(device)
     }
 
-    type WatchDevicesStream = tokio_stream::Empty<Result<WatchDevicesResponse, Status>>;
-    type WatchStatsStream = tokio_stream::Empty<Result<WatchStatsResponse, Status>>;
-    type ReadLogsStream = tokio_stream::Empty<Result<ReadLogsResponse, Status>>;
+    type WatchDevicesStream = Scripted<WatchDevicesResponse>;
+    type WatchStatsStream = Scripted<WatchStatsResponse>;
+    type ReadLogsStream = Scripted<ReadLogsResponse>;
 
     async fn plug_device(&self, _: Request<PlugDeviceRequest>) -> Answer<Device> {
-        unserved()
+        Err(Status::unimplemented("PlugDevice"))
     }
+
     async fn unplug_device(&self, _: Request<UnplugDeviceRequest>) -> Answer<Device> {
-        unserved()
+        Err(Status::unimplemented("UnplugDevice"))
     }
+
     async fn watch_devices(
         &self,
-        _: Request<WatchDevicesRequest>,
+        request: Request<WatchDevicesRequest>,
     ) -> Answer<Self::WatchDevicesStream> {
-        unserved()
+        assert!(request.metadata().get("grpc-timeout").is_none());
+        let mut asked = self.asked.lock().unwrap();
+        asked.watches.push(request.into_inner());
+        match self.changes.lock().unwrap().pop_front() {
+            Some(script) => Ok(Response::new(tokio_stream::iter(script))),
+            None => Err(Status::internal("the end of the script")),
+        }
     }
-    async fn watch_stats(&self, _: Request<WatchStatsRequest>) -> Answer<Self::WatchStatsStream> {
-        unserved()
+
+    async fn watch_stats(
+        &self,
+        request: Request<WatchStatsRequest>,
+    ) -> Answer<Self::WatchStatsStream> {
+        self.asked.lock().unwrap().stats = Some(request.into_inner());
+        let script = self.counters.lock().unwrap().clone();
+        Ok(Response::new(tokio_stream::iter(script)))
     }
-    async fn read_logs(&self, _: Request<ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {
-        unserved()
+
+    async fn read_logs(&self, request: Request<ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {
+        let request = request.into_inner();
+        self.device(&request.name)?;
+        self.asked.lock().unwrap().logs = Some(request);
+        let line = |text: &str| LogLine {
+            text: text.into(),
+            time: None,
+        };
+        let answers = [vec![line("one"), line("two\u{7}")], vec![line("three")]];
+        let answers = answers.map(|lines| Ok(ReadLogsResponse { lines }));
+        Ok(Response::new(tokio_stream::iter(answers.to_vec())))
     }
-    async fn list_events(&self, _: Request<ListEventsRequest>) -> Answer<ListEventsResponse> {
-        unserved()
+
+    async fn list_events(&self, request: Request<ListEventsRequest>) -> Answer<ListEventsResponse> {
+        let request = request.into_inner();
+        let size = usize::try_from(request.page_size).unwrap().min(PAGE);
+        let first: usize = request.page_token.parse().unwrap_or(0);
+        self.asked.lock().unwrap().events = Some(request);
+        let all = 0..5;
+        let page = all.clone().skip(first).take(size);
+        let events = page.map(|it| Event {
+            name: format!("devices/nic{it}/events/e"),
+            reason: "PROCESS_EXITED".into(),
+            severity: event::Severity::Warning.into(),
+            count: 1,
+            ..Event::default()
+        });
+        let next = first + size;
+        Ok(Response::new(ListEventsResponse {
+            events: events.collect(),
+            next_page_token: match next < all.end {
+                true => next.to_string(),
+                false => String::new(),
+            },
+        }))
     }
 }
 

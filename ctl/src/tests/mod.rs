@@ -1,10 +1,17 @@
 //! The commands against an agent that keeps devices in a map.
 
 mod agent;
+mod calls;
 mod device;
 mod fake;
+mod observe;
+mod watch;
 
-use std::ffi::OsString;
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    sync::{Arc, Mutex},
+};
 
 use proto::v1::{
     agent_service_server::AgentServiceServer, device_service_server::DeviceServiceServer,
@@ -13,7 +20,8 @@ use proto::v1::{
 use serde_json::Value;
 use tokio::{net::UnixListener, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::{codegen::http, transport::Server};
+use tower::util::MapRequestLayer;
 
 use self::fake::Fake;
 use crate::{error::Error, output::from_struct, run};
@@ -22,6 +30,8 @@ use crate::{error::Error, output::from_struct, run};
 struct Host {
     dir: tempfile::TempDir,
     fake: Fake,
+    /// Full names of the methods that were called.
+    calls: Arc<Mutex<BTreeSet<String>>>,
     _server: JoinSet<()>,
 }
 
@@ -30,7 +40,15 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::default();
         let listener = UnixListener::bind(dir.path().join("agent.sock")).unwrap();
+        let calls = Arc::new(Mutex::new(BTreeSet::new()));
+        let called = calls.clone();
+        let record = MapRequestLayer::new(move |request: http::Request<_>| {
+            let path = request.uri().path().trim_start_matches('/');
+            called.lock().unwrap().insert(path.replace('/', "."));
+            request
+        });
         let server = Server::builder()
+            .layer(record)
             .add_service(DeviceServiceServer::new(fake.clone()))
             .add_service(ModelServiceServer::new(fake.clone()))
             .add_service(AgentServiceServer::new(fake.clone()))
@@ -40,18 +58,30 @@ impl Host {
         Self {
             dir,
             fake,
+            calls,
             _server: tasks,
         }
     }
 
+    fn words(&self, line: &str) -> Vec<OsString> {
+        let endpoint = format!("--endpoint=unix://{}/agent.sock", self.dir.path().display());
+        let words = ["vfuctl", endpoint.as_str()];
+        let words = words.into_iter().chain(line.split(' '));
+        words.map(OsString::from).collect()
+    }
+
     /// Runs `vfuctl` with `line` and gives what it printed and how it ended.
     async fn vfuctl(&self, line: &str) -> (String, Result<(), Error>) {
-        let endpoint = format!("--endpoint=unix://{}/agent.sock", self.dir.path().display());
-        let words = ["vfuctl", endpoint.as_str()]
-            .into_iter()
-            .chain(line.split(' '));
-        let words: Vec<_> = words.map(OsString::from).collect();
-        run_words(&words).await
+        run_words(&self.words(line)).await
+    }
+
+    /// Runs `vfuctl` with `line`, which has to fail, and gives what it printed, what it noted and how it ended.
+    async fn noted(&self, line: &str) -> (String, String, Error) {
+        let words = self.words(line);
+        let (mut sink, mut notes) = (Vec::new(), Vec::new());
+        let result = run(&words, &mut sink, &mut notes).await;
+        let [text, notes] = [sink, notes].map(|it| String::from_utf8(it).unwrap());
+        (text, notes, result.expect_err(line))
     }
 
     async fn good(&self, line: &str) -> String {
@@ -85,6 +115,6 @@ impl Host {
 /// Runs `vfuctl` with `words` and gives what it printed and how it ended.
 async fn run_words(words: &[OsString]) -> (String, Result<(), Error>) {
     let mut sink = Vec::new();
-    let result = run(words, &mut sink).await;
+    let result = run(words, &mut sink, &mut std::io::sink()).await;
     (String::from_utf8(sink).unwrap(), result)
 }
