@@ -20,10 +20,13 @@ const MAX_OPEN_FILES: u32 = 1 << 20;
 const MIN_CPU_MILLIS: u32 = 10;
 /// A thousand processors.
 const MAX_CPU_MILLIS: u32 = 1_000_000;
-/// Below this, most of a log would be the line that says why it is short.
-const MIN_LOG_BYTES: u64 = 4 << 10;
+/// It is shortened by whole blocks of a file system.
+const MIN_LOG_BYTES: u64 = 64 << 10;
 /// What a host's memory file system should hold of one device.
 const MAX_LOG_BYTES: u64 = 1 << 30;
+
+/// Log kept of a device when nothing else is said.
+pub(crate) const DEFAULT_LOG_BYTES: u64 = 1 << 20;
 
 /// Files that a process may have open when nothing else is said.
 const DEFAULT_OPEN_FILES: rlim_t = 4096;

@@ -12,6 +12,7 @@ mod e1000;
 mod fault;
 mod guest;
 mod hostile;
+mod logs;
 mod migration;
 mod probe;
 mod update;

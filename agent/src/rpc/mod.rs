@@ -6,6 +6,7 @@ mod convert;
 mod layer;
 mod limits;
 mod list;
+mod logs;
 mod model;
 mod stats;
 mod status;
@@ -211,10 +212,10 @@ impl DeviceService for Service {
 
     async fn read_logs(
         &self,
-        _: Request<v1::ReadLogsRequest>,
+        request: Request<v1::ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
-        let instead = "read the file `log` beside the device's socket";
-        Err(unserved("ReadLogs", instead))
+        let stream = self.logs(&request)?;
+        Ok(Response::new(stream))
     }
 
     async fn list_events(

@@ -142,6 +142,15 @@ pub(super) fn too_slow(kept: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
+/// A log that the host does not let the agent read.
+pub(super) fn log_unreadable(id: &str, error: &std::io::Error) -> Status {
+    let name = format!("devices/{id}");
+    let message = format!("read the log of device {id}: {error}");
+    let mut details = ErrorDetails::with_error_info("HOST_STORAGE", DOMAIN, HashMap::new());
+    details.add_precondition_failure_violation("HOST_STORAGE", name, message.clone());
+    Status::with_error_details(Code::FailedPrecondition, message, details)
+}
+
 /// A model that there is not.
 pub(super) fn no_model(name: &str, known: &str) -> Status {
     let message = format!("there is no model {name}; there are: {known}");

@@ -9,6 +9,7 @@ mod control;
 mod device;
 mod error;
 mod fd;
+mod log;
 mod request;
 mod rundir;
 mod serve;
@@ -86,6 +87,11 @@ impl Shared {
         let record = device.record.clone();
         let message = rpc::encode(device, self.socket_path(&record.id));
         self.changes.publish(&record.id, &record.uid, message);
+    }
+
+    /// The path of a device's log.
+    pub(crate) fn log_path(&self, id: &str) -> PathBuf {
+        self.dir(id).log()
     }
 
     fn dir(&self, id: &str) -> RunDir {
@@ -175,6 +181,10 @@ impl Supervisor {
             shutdown,
         };
         supervisor.sweep(&records);
+        supervisor.attach(log::keep(
+            supervisor.shared.clone(),
+            supervisor.shutdown.clone(),
+        ));
         for record in records {
             let mut devices = supervisor.shared.devices();
             supervisor.launch(&mut devices, record, Begin::Find);
@@ -221,14 +231,19 @@ impl Supervisor {
             self.shared.show(handle.device());
         }
         devices.insert(id, handle.clone());
+        self.attach(task.run(begin, self.shutdown.clone()));
+        handle
+    }
+
+    /// Runs a task that ends with the agent at the latest.
+    fn attach(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().expect("no holder panics");
         while let Some(ended) = tasks.try_join_next() {
             if let Err(error) = ended {
-                tracing::error!(%error, "device task");
+                tracing::error!(%error, "task");
             }
         }
-        tasks.spawn(task.run(begin, self.shutdown.clone()));
-        handle
+        tasks.spawn(task);
     }
 
     /// Whether this device could be made: its path fits, and nobody has its id.
