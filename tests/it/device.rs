@@ -64,7 +64,12 @@ impl Registers for Client {
 
 /// Connects, maps memory, enables the function and its interrupt.
 pub(crate) fn drive(device: &Device) -> Driver<Client> {
-    let mut client = connect(&device.socket());
+    drive_at(&device.socket())
+}
+
+/// The same with the device at this socket.
+pub(crate) fn drive_at(socket: &Path) -> Driver<Client> {
+    let mut client = connect(socket);
     let memory = driver::memory();
     client
         .dma_map(0, 0, MEMORY_BYTES, memory.as_raw_fd())

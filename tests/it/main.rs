@@ -15,5 +15,6 @@ mod hostile;
 mod logs;
 mod migration;
 mod probe;
+mod stats;
 mod update;
 mod watch;
