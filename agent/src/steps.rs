@@ -50,6 +50,10 @@ mod deadly {
         "update.told",
         "update.answered",
         "update.undone",
+        // What happened to it is written down: it is started again, or given up.
+        "history.recorded",
+        // The agent is drained, or not any more.
+        "drain.recorded",
         // It is reset.
         "reset.told",
         "reset.answered",

@@ -19,7 +19,12 @@ use sha2::{Digest, Sha256};
 
 use crate::limits::Limits;
 
-const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
+type Table = TableDefinition<'static, &'static str, &'static [u8]>;
+
+const DEVICES: Table = TableDefinition::new("devices");
+/// What is the agent's own, as JSON.
+const AGENT: Table = TableDefinition::new("agent");
+const DRAIN: &str = "drain";
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
@@ -46,6 +51,48 @@ pub(crate) struct Record {
     /// The last calls that updated it, of those that had one.
     pub(crate) updated_by: Vec<Call>,
     pub(crate) traceparent: Option<String>,
+    #[serde(default)]
+    pub(crate) history: History,
+}
+
+/// What happened to a device that the next agent has to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct History {
+    /// How often its process was started again.
+    pub(crate) restart_count: i64,
+    /// Why it was given up, if it was.
+    pub(crate) failure: Option<Failure>,
+}
+
+/// Why a device was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) time: SystemTime,
+    /// A host that has booted since is another one.
+    pub(crate) boot_id: String,
+}
+
+/// Whether the agent makes devices, and whether they run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Drain {
+    pub(crate) drained: Option<Drained>,
+    pub(crate) shut_down: Option<ShutDown>,
+}
+
+/// No devices are made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Drained {
+    pub(crate) time: SystemTime,
+    pub(crate) reason: String,
+}
+
+/// The devices were shut down, until the host boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ShutDown {
+    pub(crate) time: SystemTime,
+    pub(crate) boot_id: String,
 }
 
 /// A call that can be repeated: with the same request id it is the first call again.
@@ -158,6 +205,9 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// Whether the agent is drained can't be read.
+    #[error("read whether the agent is drained")]
+    Drain(#[source] serde_json::Error),
     /// Reading or writing failed.
     #[error("access the store")]
     Access(#[source] Box<redb::Error>),
@@ -231,6 +281,7 @@ impl Store {
         let transaction = database.begin_write()?;
         {
             transaction.open_table(DEVICES)?;
+            transaction.open_table(AGENT)?;
             let mut meta = transaction.open_table(META)?;
             let found = meta.get(SCHEMA)?.map(|it| it.value());
             match found {
@@ -268,24 +319,42 @@ impl Store {
     pub(crate) async fn put(&self, record: &Record) -> Result<(), Error> {
         let id = record.id.clone();
         let bytes = serde_json::to_vec(record).expect("a record has string keys only");
-        self.write(move |table| table.insert(&*id, &*bytes).map(drop))
+        self.write(DEVICES, move |table| table.insert(&*id, &*bytes).map(drop))
             .await
     }
 
     /// Removes a record, if there is one.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
         let id = id.to_owned();
-        self.write(move |table| table.remove(&*id).map(drop)).await
+        self.write(DEVICES, move |table| table.remove(&*id).map(drop))
+            .await
     }
 
-    async fn write<F>(&self, change: F) -> Result<(), Error>
+    /// Whether the agent is drained.
+    pub(crate) fn drain(&self) -> Result<Drain, Error> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(AGENT)?;
+        match table.get(DRAIN)? {
+            Some(bytes) => serde_json::from_slice(bytes.value()).map_err(Error::Drain),
+            None => Ok(Drain::default()),
+        }
+    }
+
+    /// Writes whether the agent is drained; it is durable when this returns.
+    pub(crate) async fn put_drain(&self, drain: &Drain) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(drain).expect("it has string keys only");
+        self.write(AGENT, move |table| table.insert(DRAIN, &*bytes).map(drop))
+            .await
+    }
+
+    async fn write<F>(&self, table: Table, change: F) -> Result<(), Error>
     where
         F: FnOnce(&mut redb::Table<'_, &str, &[u8]>) -> Result<(), StorageError> + Send + 'static,
     {
         let database = self.database.clone();
         let write = move || {
             let transaction = database.begin_write()?;
-            change(&mut transaction.open_table(DEVICES)?)?;
+            change(&mut transaction.open_table(table)?)?;
             transaction.commit()?;
             Ok(())
         };
@@ -320,6 +389,7 @@ pub(crate) mod tests {
             created_by: None,
             updated_by: Vec::new(),
             traceparent: None,
+            history: History::default(),
         }
     }
 
@@ -333,6 +403,24 @@ pub(crate) mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(names, ["agent.redb"]);
+    }
+
+    #[tokio::test]
+    async fn a_drain_survives_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.drain().unwrap(), Drain::default());
+        let drain = Drain {
+            drained: Some(Drained {
+                time: SystemTime::UNIX_EPOCH,
+                reason: "new disks".to_owned(),
+            }),
+            shut_down: None,
+        };
+        store.put_drain(&drain).await.unwrap();
+        drop(store);
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.drain().unwrap(), drain);
     }
 
     #[tokio::test]

@@ -1,10 +1,12 @@
 //! The agent itself: what it is, how it is, and whether it makes devices.
 
+use std::time::Duration;
+
 use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use tonic::{Request, Response, Status};
 
-use super::status::{invalid_field, unserved};
+use super::status::invalid_field;
 use super::{MAX_REQUEST_BYTES, Service};
 use crate::limits::open_files_of_agent;
 use crate::models::MAX_CONFIG_BYTES;
@@ -12,16 +14,16 @@ use crate::supervisor::{Life, chain};
 
 /// Name of the runtime that has our own models.
 const RUNTIME: &str = "vfu-device";
+const MAX_REASON_BYTES: usize = 256;
+/// How long processes may take to end when the caller does not say.
+const SHUT_DOWN: Duration = Duration::from_secs(30);
+const MAX_SHUT_DOWN: Duration = Duration::from_secs(3600);
+/// So many devices that were not stopped are named.
+const MAX_REMAINING: usize = 100;
 
-#[tonic::async_trait]
-impl AgentService for Service {
-    async fn get_agent(
-        &self,
-        request: Request<v1::GetAgentRequest>,
-    ) -> Result<Response<v1::Agent>, Status> {
-        if !matches!(&*request.get_ref().name, "" | "agent") {
-            return Err(invalid_field("name", "must be agent, or empty"));
-        }
+impl Service {
+    /// The agent as it is now.
+    async fn agent(&self) -> v1::Agent {
         let shared = &self.supervisor.shared;
         let config = &shared.config;
         let runtime = match shared.models.get().await {
@@ -45,7 +47,7 @@ impl AgentService for Service {
             connected: count(Life::Connected),
             failed: count(Life::Failed),
             deleting: count(Life::Deleting),
-            stopped: 0,
+            stopped: count(Life::Stopped),
         };
         let v1::DeviceCounts {
             total: _,
@@ -54,11 +56,12 @@ impl AgentService for Service {
             connected,
             failed,
             deleting,
-            stopped: _,
+            stopped,
         } = device_counts;
-        device_counts.total = starting + ready + connected + failed + deleting;
+        device_counts.total = starting + ready + connected + failed + deleting + stopped;
+        let drained = shared.drain.drained();
         let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Ok(Response::new(v1::Agent {
+        v1::Agent {
             name: "agent".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: i32::try_from(std::process::id()).unwrap_or_default(),
@@ -77,23 +80,65 @@ impl AgentService for Service {
                 open_files: i64::try_from(open_files_of_agent()).unwrap_or(i64::MAX),
                 ..v1::AgentLimits::default()
             }),
+            drain_time: drained.as_ref().map(|it| it.time.into()),
+            drain_reason: drained.map(|it| it.reason).unwrap_or_default(),
+            shut_down_time: shared.drain.shut_down_time().map(Into::into),
             ..v1::Agent::default()
-        }))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Service {
+    async fn get_agent(
+        &self,
+        request: Request<v1::GetAgentRequest>,
+    ) -> Result<Response<v1::Agent>, Status> {
+        if !matches!(&*request.get_ref().name, "" | "agent") {
+            return Err(invalid_field("name", "must be agent, or empty"));
+        }
+        Ok(Response::new(self.agent().await))
     }
 
-    async fn drain(&self, _: Request<v1::DrainRequest>) -> Result<Response<v1::Agent>, Status> {
-        Err(unserved("Drain", "let no one create devices"))
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::Agent>, Status> {
+        let reason = request.into_inner().reason;
+        if reason.len() > MAX_REASON_BYTES {
+            let why = format!(
+                "has {} bytes, and {MAX_REASON_BYTES} is the most",
+                reason.len()
+            );
+            return Err(invalid_field("reason", why));
+        }
+        self.supervisor.drain(reason).await?;
+        Ok(Response::new(self.agent().await))
     }
 
     async fn undrain(&self, _: Request<v1::UndrainRequest>) -> Result<Response<v1::Agent>, Status> {
-        Err(unserved("Undrain", "there is no Drain either"))
+        self.supervisor.undrain().await?;
+        Ok(Response::new(self.agent().await))
     }
 
     async fn shut_down_devices(
         &self,
-        _: Request<v1::ShutDownDevicesRequest>,
+        request: Request<v1::ShutDownDevicesRequest>,
     ) -> Result<Response<v1::ShutDownDevicesResponse>, Status> {
-        Err(unserved("ShutDownDevices", "delete the devices"))
+        let request = request.into_inner();
+        let timeout = match request.timeout {
+            Some(timeout) => Duration::try_from(timeout)
+                .ok()
+                .filter(|it| *it <= MAX_SHUT_DOWN)
+                .ok_or_else(|| invalid_field("timeout", "must be from 0 s to 1 h"))?,
+            None => SHUT_DOWN,
+        };
+        let came = self.supervisor.shut_down(request.force, timeout).await?;
+        let named = came.remaining.into_iter().take(MAX_REMAINING);
+        Ok(Response::new(v1::ShutDownDevicesResponse {
+            stopped: to_i32(came.stopped),
+            remaining: named.map(|id| format!("devices/{id}")).collect(),
+        }))
     }
 }
 

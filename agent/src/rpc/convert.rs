@@ -16,7 +16,7 @@ use super::status::invalid;
 use crate::labels::{check_annotations, check_labels};
 use crate::models::{Catalogue, Model};
 use crate::schema::{Violation, quoted};
-use crate::store::{Call, Record, RestartPolicy, SocketSpec, Spec};
+use crate::store::{Call, History, Record, RestartPolicy, SocketSpec, Spec};
 use crate::supervisor::{Configured, Device, Life, View};
 
 const MAX_CONFIG_DEPTH: usize = 32;
@@ -151,6 +151,7 @@ pub(super) fn record(
         created_by,
         updated_by: Vec::new(),
         traceparent,
+        history: History::default(),
     })
 }
 
@@ -303,7 +304,7 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
             true => v1::condition::Status::True.into(),
             false => v1::condition::Status::False.into(),
         },
-        reason: view.reason.to_owned(),
+        reason: view.reason.to_string(),
         message: view.message.clone(),
         last_transition_time: Some(view.since.into()),
         observed_generation: record.generation,
@@ -424,6 +425,7 @@ fn state(life: Life) -> v1::device_status::State {
         Life::Ready => State::Ready,
         Life::Connected => State::Connected,
         Life::Failed => State::Failed,
+        Life::Stopped => State::Stopped,
         Life::Deleting | Life::Gone => State::Deleting,
     }
 }

@@ -143,7 +143,7 @@ impl DeviceService for Service {
             if request.validate_only {
                 let device = self.supervisor.get(id)?;
                 device.record.check_etag(&request.etag)?;
-                return Supervisor::check_delete(&device, request.force);
+                return device.view.check_use(id, request.force);
             }
             let (etag, force) = (request.etag, request.force);
             self.supervisor.delete(id, etag, force).await
@@ -168,11 +168,16 @@ impl DeviceService for Service {
 
     async fn restart_device(
         &self,
-        _: Request<v1::RestartDeviceRequest>,
+        request: Request<v1::RestartDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        let instead = "end the device's process (its pid is in the status), and the agent starts \
-                       it again";
-        Err(unserved("RestartDevice", instead))
+        let request = request.into_inner();
+        let id = device_id(&request.name)?;
+        let (etag, force) = (request.etag, request.force);
+        let device = match request.validate_only {
+            true => self.supervisor.check_restart(id, &etag, force)?,
+            false => self.supervisor.restart(id, etag, force).await?,
+        };
+        Ok(Response::new(self.answer(device)))
     }
 
     async fn plug_device(

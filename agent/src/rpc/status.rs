@@ -190,6 +190,11 @@ impl From<Error> for Status {
             }
             (code, details)
         };
+        let agent = |reason: &str| {
+            let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+            details.add_precondition_failure_violation(reason, "agent", message.clone());
+            (Code::FailedPrecondition, details)
+        };
         let (code, details) = match &error {
             Error::Exists { id } => about(id, "DEVICE_EXISTS", Code::AlreadyExists),
             Error::Missing { id } => about(id, "DEVICE_NOT_FOUND", Code::NotFound),
@@ -239,6 +244,11 @@ impl From<Error> for Status {
             Error::Refused { id, .. } => about(id, "DEVICE_REFUSED", Code::FailedPrecondition),
             Error::Invalid(violations) => return invalid(violations.clone()),
             Error::Deleting { id } => about(id, "DEVICE_DELETING", Code::FailedPrecondition),
+            Error::Creating { id } => about(id, "DEVICE_CREATING", Code::FailedPrecondition),
+            Error::ShutDown { id } => about(id, "DEVICES_SHUT_DOWN", Code::FailedPrecondition),
+            Error::Drained(drained) => agent(drained.reason()),
+            Error::InUse { .. } => agent("CLIENT_CONNECTED"),
+            Error::DrainNotDurable { .. } => agent("HOST_STORAGE"),
             Error::NoAnswer { id, .. } | Error::Ask { id, .. } | Error::Unconfirmed { id, .. } => {
                 about(id, "DEVICE_NO_ANSWER", Code::Unavailable)
             }
@@ -290,6 +300,7 @@ fn start(id: Option<&str>, failure: &StartError) -> Status {
         }
         StartError::Late { .. } => Code::Unavailable,
         StartError::Store(_)
+        | StartError::Earlier(_)
         | StartError::Directory { .. }
         | StartError::Socket(_)
         | StartError::Control(_) => match reason {

@@ -48,7 +48,7 @@ pub(super) struct Task {
     pub(super) record: Arc<Record>,
     /// As others see it: not before it is certain that it stays.
     pub(super) shown: Arc<Record>,
-    dir: RunDir,
+    pub(super) dir: RunDir,
     pub(super) state: State,
     pub(super) view: View,
     published: watch::Sender<Device>,
@@ -65,6 +65,8 @@ pub(super) struct Task {
     pub(super) told: Option<u64>,
     pub(super) next_request: u64,
     pub(super) deleters: Vec<oneshot::Sender<Result<(), Error>>>,
+    /// Who waits for another process.
+    pub(super) restarters: Vec<oneshot::Sender<Result<(), Error>>>,
 }
 
 impl Task {
@@ -107,6 +109,7 @@ impl Task {
             told: None,
             next_request: 0,
             deleters: Vec::new(),
+            restarters: Vec::new(),
         };
         (task, receiver)
     }
@@ -154,17 +157,21 @@ impl Task {
     pub(super) async fn event(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next.take() {
+            let before = self.state.phase;
             let (state, action) = state::next(&self.state, event, Instant::now());
-            if state.phase != self.state.phase {
+            if state.phase != before {
                 debug!(?event, phase = ?state.phase, ?action, "phase");
             }
             self.state = state;
+            self.remember(before, action).await;
             next = self.carry_out(action).await;
         }
         self.publish();
+        self.answer_restarts();
     }
 
-    async fn act(&mut self, action: Action) {
+    /// Does what no event led to.
+    pub(super) async fn act(&mut self, action: Action) {
         if let Some(event) = self.carry_out(action).await {
             self.event(event).await;
         }
@@ -217,9 +224,6 @@ impl Task {
         )
         .await?;
         info!(pid = running.process.pid(), "device process started");
-        if self.view.failure.is_some() {
-            self.view.restart_count += 1;
-        }
         self.refusal = None;
         self.take(running);
         self.view.configured = Configured::Yes;
@@ -227,7 +231,8 @@ impl Task {
         Ok(())
     }
 
-    fn take(&mut self, running: Running) {
+    /// The process is this task's from now on.
+    pub(super) fn take(&mut self, running: Running) {
         let Running {
             process,
             control,
@@ -239,51 +244,6 @@ impl Task {
         self.log_offset = log_offset;
         self.process = Some(process);
         self.control = Some(control);
-    }
-
-    /// Goes on with an earlier agent's device: with its process when it lives, else by policy, and
-    /// with a new one when this boot has not seen any.
-    async fn find(&mut self) {
-        let manifest = self
-            .dir
-            .read_manifest()
-            .filter(|it| it.uid == self.record.uid && it.boot_id == self.shared.boot_id);
-        let patience = self.shared.config.start_timeout;
-        let found = match &manifest {
-            Some(manifest) => start::adopt(&self.dir, manifest, patience).await,
-            None => None,
-        };
-        match found {
-            Some((running, status)) => {
-                info!(pid = running.process.pid(), "device adopted");
-                self.take(running);
-                steps::reached("adopt.done");
-                // The agent before this one may have died before it did.
-                self.tell();
-                self.hear(Ok(Message::Status(status))).await;
-            }
-            None if self.record.delete_time.is_some() => {
-                self.event(Event::Ended { success: true }).await;
-            }
-            None if manifest.is_some_and(|it| it.pid.is_some()) => {
-                let failure = StartError::Ended {
-                    exit: Exit::Unknown,
-                    log: self.dir.log_tail(0),
-                };
-                warn!(failure = chain(&failure), "device process ended by itself");
-                self.view.failure = Some(Arc::new(failure));
-                self.event(Event::Ended { success: false }).await;
-            }
-            None => {
-                if let Err(error) = self.dir.remove() {
-                    warn!(%error, path = %self.dir.path().display(), "remove stale directory");
-                }
-                self.act(Action::Spawn).await;
-            }
-        }
-        if self.record.delete_time.is_some() {
-            self.event(Event::Delete).await;
-        }
     }
 
     /// Takes in what the process says, or that it says no more.
@@ -354,7 +314,10 @@ impl Task {
             }
         }
         let pid = self.process.take().map(|it| it.pid());
-        let asked = matches!(self.state.phase, Phase::Stopping { .. } | Phase::Killed);
+        let asked = matches!(
+            self.state.phase,
+            Phase::Stopping { .. } | Phase::Killed { .. }
+        );
         if asked {
             info!(pid, %exit, "device process ended");
             steps::reached("delete.ended");

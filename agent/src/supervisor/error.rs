@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::child::Exit;
 use super::control::{Client, Refusal};
+use super::drain::Drained;
 use crate::{models, socket, store};
 
 /// Why a request about a device can't be met.
@@ -27,6 +28,23 @@ pub(crate) enum Error {
     Invalid(Vec<crate::schema::Violation>),
     #[error("device {id} is being deleted")]
     Deleting { id: String },
+    #[error("device {id} is being created; wait until it is READY")]
+    Creating { id: String },
+    #[error("device {id} was shut down with all devices of this host; Undrain starts them again")]
+    ShutDown { id: String },
+    #[error("{0}")]
+    Drained(Drained),
+    #[error(
+        "{}; force ends them all the same, which for their guests are pulled cards",
+        in_use(connected)
+    )]
+    InUse { connected: Vec<String> },
+    #[error("write that the agent {change}")]
+    DrainNotDurable {
+        change: &'static str,
+        #[source]
+        source: store::Error,
+    },
     #[error(
         "device {id} did not answer within {patience:?}; the change is recorded, and the device is told again: see its \
          condition Configured"
@@ -90,6 +108,17 @@ pub(crate) enum Error {
     ShuttingDown,
 }
 
+/// So many devices are named.
+const NAMED: usize = 8;
+
+fn in_use(connected: &[String]) -> String {
+    let named = connected[..connected.len().min(NAMED)].join(", ");
+    match connected.len().checked_sub(NAMED) {
+        None | Some(0) => format!("clients are connected to {named}"),
+        Some(more) => format!("clients are connected to {named} and {more} more"),
+    }
+}
+
 fn user(client: Option<&Client>) -> String {
     client.map_or_else(|| "a client".to_owned(), Client::to_string)
 }
@@ -123,11 +152,14 @@ pub(crate) enum StartError {
     Ended { exit: Exit, log: String },
     #[error("the device's process was not ready within {timeout:?}{}", logged(log))]
     Late { timeout: Duration, log: String },
+    /// As an earlier agent has seen it.
+    #[error("{}", .0.message)]
+    Earlier(store::Failure),
 }
 
 impl StartError {
     /// Why, for programs.
-    pub(crate) fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &str {
         use super::control::RefusalKind;
         match self {
             Self::Store(_) => "STORE",
@@ -151,6 +183,7 @@ impl StartError {
             },
             Self::Ended { .. } => "PROCESS_EXITED",
             Self::Late { .. } => "PROCESS_LATE",
+            Self::Earlier(failure) => &failure.reason,
         }
     }
 }

@@ -7,8 +7,11 @@ mod backoff;
 mod child;
 mod control;
 mod device;
+mod drain;
 mod error;
 mod fd;
+mod find;
+mod history;
 mod log;
 mod request;
 mod rundir;
@@ -31,6 +34,7 @@ use tokio::time::timeout;
 use self::control::Control;
 pub(crate) use self::control::RefusalKind;
 use self::device::{Begin, Task};
+use self::drain::Drain;
 pub(crate) use self::error::{Error, StartError, chain};
 use self::request::Request;
 pub(crate) use self::request::Update;
@@ -63,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) boot_id: String,
     pub(crate) changes: Arc<Changes>,
     store: Store,
+    pub(crate) drain: Drain,
     starts: Arc<Semaphore>,
     devices: Mutex<BTreeMap<String, Handle>>,
 }
@@ -165,6 +170,7 @@ impl Supervisor {
         shutdown: watch::Receiver<bool>,
     ) -> Result<Self, crate::store::Error> {
         let records = store.all()?;
+        let drain = Drain::new(store.clone(), boot_id.clone())?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let shared = Arc::new(Shared {
             config,
@@ -172,6 +178,7 @@ impl Supervisor {
             boot_id,
             changes: Arc::new(Changes::new(KEPT)),
             store,
+            drain,
             starts: Arc::new(Semaphore::new(STARTS_PER_CPU * cpus)),
             devices: Mutex::default(),
         });
@@ -283,6 +290,8 @@ impl Supervisor {
             let id = id.to_owned();
             return Err(Error::Exists { id });
         }
+        // Under the lock of the devices: a shutdown that comes later finds the device among them.
+        self.shared.drain.check_creation()?;
         let limit = self.shared.config.max_devices;
         if devices.len() >= limit {
             return Err(Error::Full { limit });
@@ -350,22 +359,43 @@ impl Supervisor {
             .count()
     }
 
-    /// Whether a device may be deleted: nobody uses it, or `force`.
-    pub(crate) fn check_delete(device: &Device, force: bool) -> Result<(), Error> {
-        match &device.view.client {
-            client if device.view.life == Life::Connected && !force => Err(Error::Connected {
-                id: device.record.id.clone(),
-                client: client.clone(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
     /// Takes a device down and waits until nothing is left of it.
     pub(crate) async fn delete(&self, id: &str, etag: String, force: bool) -> Result<(), Error> {
         let patience = self.shared.config.stop_timeout + DELETE_SLACK;
         self.ask(id, patience, |reply| Request::Delete { etag, force, reply })
             .await
+    }
+
+    /// Replaces a device's process, and waits until the new one serves.
+    pub(crate) async fn restart(
+        &self,
+        id: &str,
+        etag: String,
+        force: bool,
+    ) -> Result<Device, Error> {
+        let config = &self.shared.config;
+        let patience = config.stop_timeout + config.start_timeout + DELETE_SLACK;
+        self.ask(id, patience, |reply| Request::Restart {
+            etag,
+            force,
+            reply,
+        })
+        .await?;
+        self.get(id)
+    }
+
+    /// Whether a device could be restarted now, as far as can be seen without asking its process.
+    pub(crate) fn check_restart(&self, id: &str, etag: &str, force: bool) -> Result<Device, Error> {
+        let device = self.get(id)?;
+        device.record.check_etag(etag)?;
+        let id = id.to_owned();
+        match device.view.life {
+            Life::Deleting | Life::Gone => return Err(Error::Deleting { id }),
+            Life::Stopped => return Err(Error::ShutDown { id }),
+            Life::Starting | Life::Ready | Life::Connected | Life::Failed => {}
+        }
+        device.view.check_use(&id, force)?;
+        Ok(device)
     }
 
     /// Resets a device's model.

@@ -1,4 +1,5 @@
-//! What a device's task is asked for, one thing after the other: a reset, another configuration, its end.
+//! What a device's task is asked for, one thing after the other: a reset, another
+//! process, another configuration, its end.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,6 +22,15 @@ pub(super) enum Request {
         etag: String,
         reply: oneshot::Sender<Result<(), Error>>,
     },
+    Restart {
+        etag: String,
+        force: bool,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    /// The host's devices are shut down.
+    Rest,
+    /// They run again.
+    Wake,
     Update {
         update: Box<Update>,
         reply: oneshot::Sender<Result<(), Error>>,

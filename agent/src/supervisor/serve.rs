@@ -27,6 +27,17 @@ impl Task {
                     let _ = reply.send(Err(error));
                 }
             }
+            Request::Restart { etag, force, reply } => match self.may_restart(&etag, force).await {
+                Ok(()) => {
+                    self.restart(reply);
+                    self.event(Event::Restart).await;
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+            Request::Rest => self.event(Event::Rest).await,
+            Request::Wake => self.event(Event::Wake).await,
             Request::Update { update, reply } => {
                 let answer = self.update(&update).await;
                 self.shown = self.record.clone();
@@ -97,18 +108,34 @@ impl Task {
         }
     }
 
-    /// Makes it durable that the device shall go, unless somebody uses it.
-    async fn delete(&mut self, etag: &str, force: bool) -> Result<(), Error> {
-        self.record.check_etag(etag)?;
+    /// Whether nobody uses the device, or that is not to matter.
+    async fn check_use(&mut self, force: bool) -> Result<(), Error> {
         if self.view.life == Life::Connected && !force {
             self.refresh().await;
         }
-        if self.view.life == Life::Connected && !force {
-            return Err(Error::Connected {
-                id: self.record.id.clone(),
-                client: self.view.client.clone(),
-            });
+        self.view.check_use(&self.record.id, force)
+    }
+
+    /// Whether the process may be replaced.
+    async fn may_restart(&mut self, etag: &str, force: bool) -> Result<(), Error> {
+        self.record.check_etag(etag)?;
+        let id = self.record.id.clone();
+        if self.record.delete_time.is_some() {
+            return Err(Error::Deleting { id });
         }
+        if self.state.is_first() {
+            return Err(Error::Creating { id });
+        }
+        if self.shared.drain.is_shut_down() {
+            return Err(Error::ShutDown { id });
+        }
+        self.check_use(force).await
+    }
+
+    /// Makes it durable that the device shall go, unless somebody uses it.
+    async fn delete(&mut self, etag: &str, force: bool) -> Result<(), Error> {
+        self.record.check_etag(etag)?;
+        self.check_use(force).await?;
         if self.record.delete_time.is_none() {
             let delete_time = Some(SystemTime::now());
             let record = Record {

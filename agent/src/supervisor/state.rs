@@ -9,8 +9,14 @@
 //!                   Waiting <---------+------ by policy ----> Failed
 //!
 //!   A first start that fails is undone:  Starting, Overdue --exit--> Gone
-//!   Delete:  Starting, Serving --> Stopping --too late--> Killed;  both --exit--> Gone
-//!            Waiting, Failed --> Gone
+//!
+//!   Somebody wants an end, and says what comes after it:
+//!     Starting, Serving --> Stopping --too late--> Killed;  both --exit--> what comes after
+//!     Waiting, Failed, Stopped --> what comes after
+//!
+//!     Delete:  Gone      Restart:  Starting      Rest:  Stopped --Wake--> Starting
+//!
+//!   A wish that comes while an earlier one is being met takes its place; after Delete none does.
 //! ```
 
 use std::time::{Duration, Instant};
@@ -33,6 +39,12 @@ pub(crate) enum Event {
     Tick,
     /// Somebody wants the device gone.
     Delete,
+    /// Somebody wants another process.
+    Restart,
+    /// The host's devices are to be shut down.
+    Rest,
+    /// They are to run again.
+    Wake,
 }
 
 /// What the task has to do.
@@ -42,7 +54,7 @@ pub(crate) enum Action {
     None,
     /// Start a process. There is none.
     Spawn,
-    /// Ask the process to end.
+    /// Ask the process to end; another one may follow.
     Terminate,
     /// End the process.
     Kill,
@@ -63,12 +75,36 @@ pub(crate) enum Phase {
     Waiting { until: Instant },
     /// The process ended and the agent gave up.
     Failed,
-    /// The process was asked to end for good.
-    Stopping { deadline: Instant },
+    /// The process was asked to end.
+    Stopping { deadline: Instant, then: Then },
     /// It did not, and was killed.
-    Killed,
+    Killed { then: Then },
+    /// The device has no process until it is woken.
+    Stopped,
     /// Nothing is left but to clean up.
     Gone,
+}
+
+/// What comes after the end of a process that was asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// Another process.
+    Restart,
+    /// None, until the device is woken.
+    Rest,
+    /// The end of the device.
+    Delete,
+}
+
+impl Then {
+    fn wished(event: Event) -> Option<Self> {
+        match event {
+            Event::Delete => Some(Self::Delete),
+            Event::Restart => Some(Self::Restart),
+            Event::Rest => Some(Self::Rest),
+            Event::Status { .. } | Event::Ended { .. } | Event::Tick | Event::Wake => None,
+        }
+    }
 }
 
 /// The times a device's machine goes by.
@@ -122,21 +158,62 @@ impl State {
         }
     }
 
+    /// Whether the device is being created still.
+    pub(crate) fn is_first(&self) -> bool {
+        use Phase::{Overdue, Starting};
+        matches!(
+            self.phase,
+            Starting { first: true, .. } | Overdue { first: true }
+        )
+    }
+
     /// When to send the next `Tick`.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Starting { deadline, .. } | Phase::Stopping { deadline } => Some(deadline),
+            Phase::Starting { deadline, .. } | Phase::Stopping { deadline, .. } => Some(deadline),
             Phase::Waiting { until } => Some(until),
             Phase::Overdue { .. }
             | Phase::Serving { .. }
             | Phase::Failed
-            | Phase::Killed
+            | Phase::Killed { .. }
+            | Phase::Stopped
             | Phase::Gone => None,
         }
     }
 
+    /// A device whose process is known to be failed, from before this agent.
+    pub(crate) fn failed(self) -> Self {
+        let phase = Phase::Failed;
+        Self { phase, ..self }
+    }
+
+    /// A device that is to rest and has no process, from before this agent.
+    pub(crate) fn stopped(self) -> Self {
+        let phase = Phase::Stopped;
+        Self { phase, ..self }
+    }
+
     fn to(self, phase: Phase, action: Action) -> (Self, Action) {
         (Self { phase, ..self }, action)
+    }
+
+    fn start(self, now: Instant) -> (Self, Action) {
+        let deadline = now + self.timeouts.start;
+        let first = false;
+        self.to(Phase::Starting { deadline, first }, Action::Spawn)
+    }
+
+    /// The device has no process: on to what was wished for.
+    fn on(mut self, then: Then, now: Instant) -> (Self, Action) {
+        match then {
+            Then::Delete => self.to(Phase::Gone, Action::CleanUp),
+            Then::Rest => self.to(Phase::Stopped, Action::None),
+            Then::Restart => {
+                // Whoever asks for another process has seen how the last ones ended.
+                self.ends.clear();
+                self.start(now)
+            }
+        }
     }
 
     fn ended(mut self, success: bool, now: Instant) -> (Self, Action) {
@@ -167,46 +244,69 @@ pub(crate) fn next(state: &State, event: Event, now: Instant) -> (State, Action)
         (
             Phase::Starting { first: true, .. } | Phase::Overdue { first: true },
             Event::Ended { .. },
-        )
-        | (Phase::Stopping { .. } | Phase::Killed, Event::Ended { .. })
-        | (Phase::Waiting { .. } | Phase::Failed, Event::Delete) => {
-            state.to(Phase::Gone, Action::CleanUp)
-        }
+        ) => state.to(Phase::Gone, Action::CleanUp),
         (
             Phase::Starting { .. } | Phase::Overdue { .. } | Phase::Serving { .. },
             Event::Ended { success },
         ) => state.ended(success, now),
+        (Phase::Stopping { then, .. } | Phase::Killed { then }, Event::Ended { .. }) => {
+            state.on(then, now)
+        }
 
         (Phase::Starting { deadline, first }, Event::Tick) if now >= deadline => {
             state.to(Phase::Overdue { first }, Action::Kill)
         }
-        (Phase::Stopping { deadline }, Event::Tick) if now >= deadline => {
-            state.to(Phase::Killed, Action::Kill)
+        (Phase::Stopping { deadline, then }, Event::Tick) if now >= deadline => {
+            state.to(Phase::Killed { then }, Action::Kill)
         }
-        (Phase::Waiting { until }, Event::Tick) if now >= until => {
-            let deadline = now + state.timeouts.start;
-            let first = false;
-            state.to(Phase::Starting { deadline, first }, Action::Spawn)
-        }
-
-        (Phase::Starting { .. } | Phase::Serving { .. }, Event::Delete) => {
-            let deadline = now + state.timeouts.stop;
-            state.to(Phase::Stopping { deadline }, Action::Terminate)
-        }
-        (Phase::Overdue { .. }, Event::Delete) => state.to(Phase::Killed, Action::None),
-
-        // A status that was on its way when the process was asked to end, a tick that came early,
-        // a second wish to delete.
+        (Phase::Waiting { until }, Event::Tick) if now >= until => state.start(now),
+        (Phase::Stopped, Event::Wake) => state.on(Then::Restart, now),
+        // It was about to rest.
         (
-            Phase::Overdue { .. }
-            | Phase::Waiting { .. }
-            | Phase::Failed
-            | Phase::Stopping { .. }
-            | Phase::Killed
-            | Phase::Gone,
-            _,
-        )
-        | (Phase::Starting { .. } | Phase::Serving { .. }, Event::Tick) => (state, Action::None),
+            Phase::Stopping {
+                deadline,
+                then: Then::Rest,
+            },
+            Event::Wake,
+        ) => {
+            let then = Then::Restart;
+            state.to(Phase::Stopping { deadline, then }, Action::None)
+        }
+        (Phase::Killed { then: Then::Rest }, Event::Wake) => {
+            let then = Then::Restart;
+            state.to(Phase::Killed { then }, Action::None)
+        }
+
+        (phase, event) => match Then::wished(event) {
+            Some(then) => wish(state, phase, then, now),
+            // A status that was on its way when the process was asked to end, a tick that came early.
+            None => (state, Action::None),
+        },
+    }
+}
+
+/// Somebody wants the process to end, whatever it is doing, and `then` to come.
+fn wish(state: State, phase: Phase, then: Then, now: Instant) -> (State, Action) {
+    let deadline = now + state.timeouts.stop;
+    match phase {
+        // What failed stays so, and what rests is at rest.
+        Phase::Failed | Phase::Stopped if then == Then::Rest => (state, Action::None),
+        Phase::Waiting { .. } | Phase::Failed | Phase::Stopped => state.on(then, now),
+        Phase::Starting { .. } | Phase::Serving { .. } => {
+            state.to(Phase::Stopping { deadline, then }, Action::Terminate)
+        }
+        Phase::Overdue { .. } => state.to(Phase::Killed { then }, Action::None),
+        // From a deletion there is no way back.
+        Phase::Gone
+        | Phase::Stopping {
+            then: Then::Delete, ..
+        }
+        | Phase::Killed { then: Then::Delete } => (state, Action::None),
+        // The process has its time already.
+        Phase::Stopping { deadline, .. } => {
+            state.to(Phase::Stopping { deadline, then }, Action::None)
+        }
+        Phase::Killed { .. } => state.to(Phase::Killed { then }, Action::None),
     }
 }
 
@@ -311,6 +411,45 @@ mod tests {
         assert_eq!((state.phase, action), (Phase::Gone, Action::CleanUp));
     }
 
+    #[test]
+    fn restart_ends_the_process_and_starts_another_even_of_a_failed_device() {
+        let now = Instant::now();
+        let state = serving(RestartPolicy::Never, now);
+        let (state, action) = next(&state, Event::Restart, now);
+        assert_eq!(action, Action::Terminate);
+        let (state, action) = next(&state, Event::Ended { success: true }, now);
+        assert_eq!(action, Action::Spawn);
+        let (state, _) = next(&state, Event::Status { connected: false }, now);
+        assert_eq!(state.phase, Phase::Serving { connected: false });
+        let (state, _) = next(&state, Event::Ended { success: false }, now);
+        assert_eq!(state.phase, Phase::Failed);
+        let (_, action) = next(&state, Event::Restart, now);
+        assert_eq!(action, Action::Spawn);
+    }
+
+    #[test]
+    fn the_last_wish_holds_except_after_delete() {
+        let now = Instant::now();
+        let after = |wishes: &[Event]| {
+            let mut state = serving(RestartPolicy::Always, now);
+            for wish in wishes {
+                state = next(&state, *wish, now).0;
+            }
+            next(&state, Event::Ended { success: true }, now)
+        };
+        let (state, action) = after(&[Event::Restart, Event::Rest]);
+        assert_eq!((state.phase, action), (Phase::Stopped, Action::None));
+        assert_eq!(after(&[Event::Rest, Event::Wake]).1, Action::Spawn);
+        assert_eq!(after(&[Event::Rest, Event::Restart]).1, Action::Spawn);
+        assert_eq!(after(&[Event::Restart, Event::Delete]).1, Action::CleanUp);
+        for late in [Event::Restart, Event::Rest, Event::Wake] {
+            assert_eq!(after(&[Event::Delete, late]).1, Action::CleanUp, "{late:?}");
+        }
+        assert_eq!(next(&state, Event::Tick, now).1, Action::None);
+        assert_eq!(next(&state, Event::Wake, now).1, Action::Spawn);
+        assert_eq!(next(&state, Event::Delete, now).1, Action::CleanUp);
+    }
+
     fn policies() -> impl Strategy<Value = RestartPolicy> {
         prop_oneof![
             Just(RestartPolicy::Always),
@@ -324,6 +463,9 @@ mod tests {
             4 => any::<bool>().prop_map(|connected| Event::Status { connected }),
             4 => any::<bool>().prop_map(|success| Event::Ended { success }),
             4 => Just(Event::Tick),
+            1 => Just(Event::Restart),
+            1 => Just(Event::Rest),
+            2 => Just(Event::Wake),
             1 => Just(Event::Delete),
         ];
         (event, 0_u64..20_000)
@@ -341,6 +483,7 @@ mod tests {
             let mut running = true;
             let mut deleted = false;
             let mut cleaned = false;
+            let mut rests = false;
             let mut ends: Vec<Instant> = Vec::new();
             for (event, pass_ms) in events {
                 now += Duration::from_millis(pass_ms);
@@ -352,13 +495,19 @@ mod tests {
                         ends.push(now);
                     }
                     Event::Delete => deleted = true,
+                    // Whoever asks for a process has seen how the last ones ended.
+                    Event::Restart | Event::Wake => {
+                        rests = false;
+                        ends.clear();
+                    }
+                    Event::Rest => rests = true,
                     Event::Status { .. } | Event::Tick => {}
                 }
                 let (after, action) = next(&state, event, now);
                 match action {
                     Action::None => {}
                     Action::Spawn => {
-                        prop_assert!(!running && !deleted && !cleaned);
+                        prop_assert!(!running && !deleted && !cleaned && !rests);
                         running = true;
                         if let [.., first, _, _, _, last] = ends[..] {
                             prop_assert!(last - first >= BURST_WINDOW);
@@ -374,8 +523,8 @@ mod tests {
                 // Whoever waits for the clock says until when; who has no process and is not at
                 // an end waits for the clock.
                 if !running {
-                    let rests = matches!(after.phase, Phase::Failed | Phase::Gone);
-                    prop_assert_eq!(after.deadline().is_none(), rests);
+                    let ends = matches!(after.phase, Phase::Failed | Phase::Stopped | Phase::Gone);
+                    prop_assert_eq!(after.deadline().is_none(), ends);
                 }
                 state = after;
             }

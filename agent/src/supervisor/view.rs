@@ -1,11 +1,12 @@
 //! How a device is, as callers see it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::control::{Client, Resets};
-use super::error::{StartError, chain};
-use super::state::Phase;
+use super::error::{Error, StartError, chain};
+use super::state::{Phase, Then};
 use crate::store::Record;
 
 /// Where a device is in its life.
@@ -15,6 +16,7 @@ pub(crate) enum Life {
     Ready,
     Connected,
     Failed,
+    Stopped,
     Deleting,
     /// Nothing is left of it; only who waits for a device sees this.
     Gone,
@@ -45,7 +47,7 @@ pub(crate) struct View {
     pub(crate) resets: Resets,
     pub(crate) delete_time: Option<SystemTime>,
     /// Why it is not served, for programs and for people.
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     pub(crate) message: String,
     /// Since when it has been served, or not.
     pub(crate) since: SystemTime,
@@ -65,10 +67,10 @@ impl View {
             pid: None,
             start_time: None,
             client: None,
-            restart_count: 0,
+            restart_count: record.history.restart_count,
             resets: Resets::default(),
             delete_time: record.delete_time,
-            reason: "STARTING",
+            reason: "STARTING".into(),
             message: String::new(),
             since: SystemTime::now(),
             configured: Configured::Yes,
@@ -83,33 +85,65 @@ impl View {
         matches!(self.life, Life::Ready | Life::Connected)
     }
 
+    /// Whether nobody uses the device, or that is not to matter.
+    pub(crate) fn check_use(&self, id: &str, force: bool) -> Result<(), Error> {
+        if self.life != Life::Connected || force {
+            return Ok(());
+        }
+        Err(Error::Connected {
+            id: id.to_owned(),
+            client: self.client.clone(),
+        })
+    }
+
     /// Takes over where the device is in its life, and says why it is not served.
     pub(super) fn update(&mut self, phase: Phase) {
         let served_before = self.served();
         self.life = match phase {
-            Phase::Starting { .. } | Phase::Overdue { .. } | Phase::Waiting { .. } => {
-                Life::Starting
+            Phase::Starting { .. }
+            | Phase::Overdue { .. }
+            | Phase::Waiting { .. }
+            | Phase::Stopping {
+                then: Then::Restart,
+                ..
             }
+            | Phase::Killed {
+                then: Then::Restart,
+            } => Life::Starting,
             Phase::Serving { connected: false } => Life::Ready,
             Phase::Serving { connected: true } => Life::Connected,
             Phase::Failed => Life::Failed,
-            Phase::Stopping { .. } | Phase::Killed => Life::Deleting,
+            Phase::Stopped
+            | Phase::Stopping {
+                then: Then::Rest, ..
+            }
+            | Phase::Killed { then: Then::Rest } => Life::Stopped,
+            Phase::Stopping {
+                then: Then::Delete, ..
+            }
+            | Phase::Killed { then: Then::Delete } => Life::Deleting,
             Phase::Gone => Life::Gone,
         };
-        (self.reason, self.message) = match (phase, self.failure.as_deref()) {
-            (Phase::Serving { .. }, _) => ("SERVED", String::new()),
-            (Phase::Stopping { .. } | Phase::Killed | Phase::Gone, _) => {
-                ("DELETING", "it is being deleted".to_owned())
+        let failed = |next: &str, failure: &StartError| {
+            let message = format!("{next}: {}", chain(failure));
+            (Cow::Owned(failure.reason().to_owned()), message)
+        };
+        let told = |reason, message: &str| (Cow::Borrowed(reason), message.to_owned());
+        (self.reason, self.message) = match (phase, self.life, self.failure.as_deref()) {
+            (Phase::Serving { .. }, ..) => told("SERVED", ""),
+            (_, Life::Deleting | Life::Gone, _) => told("DELETING", "it is being deleted"),
+            (_, Life::Stopped, _) => told(
+                "SHUT_DOWN",
+                "the devices of this host were shut down; Undrain starts them again",
+            ),
+            (Phase::Stopping { .. } | Phase::Killed { .. }, ..) => {
+                told("RESTARTING", "its process is being replaced")
             }
-            (Phase::Failed, Some(failure)) => {
-                let next = "it is not started again, delete it and create it anew";
-                (failure.reason(), format!("{next}: {}", chain(failure)))
+            (Phase::Failed, _, Some(failure)) => {
+                failed("it is not started again, restart or delete it", failure)
             }
-            (_, Some(failure)) => {
-                let next = "it is started again";
-                (failure.reason(), format!("{next}: {}", chain(failure)))
-            }
-            (_, None) => ("STARTING", "it is being started".to_owned()),
+            (_, _, Some(failure)) => failed("it is started again", failure),
+            (.., None) => told("STARTING", "it is being started"),
         };
         if self.served() != served_before {
             self.since = SystemTime::now();

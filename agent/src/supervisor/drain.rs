@@ -1,0 +1,230 @@
+//! A host that is taken out of service: the agent makes no new devices, or ends the processes of all.
+//!
+//! Both are durable before they have an effect, and an agent that dies in between goes on with them. A drain holds until
+//! it is taken back; a shutdown until then, or until the host boots, because it is for a host that goes down.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, timeout_at};
+use tracing::info;
+
+use super::error::Error;
+use super::request::Request;
+use super::view::Life;
+use super::{Handle, Supervisor};
+use crate::steps;
+use crate::store::{self, Store};
+
+/// Why no devices are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// Somebody said so.
+    Asked { reason: String },
+    /// Those that there are have been shut down.
+    ShutDown,
+}
+
+impl Drained {
+    /// Why, for programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Asked { .. } => "DRAINED",
+            Self::ShutDown => "DEVICES_SHUT_DOWN",
+        }
+    }
+}
+
+impl fmt::Display for Drained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked { reason } if reason.is_empty() => {
+                write!(
+                    f,
+                    "the agent is drained; Undrain lets it make devices again"
+                )
+            }
+            Self::Asked { reason } => write!(
+                f,
+                "the agent is drained ({reason}); Undrain lets it make devices again"
+            ),
+            Self::ShutDown => write!(
+                f,
+                "the devices of this host were shut down; Undrain starts them again and lets the agent make others"
+            ),
+        }
+    }
+}
+
+/// What came of a shutdown.
+#[derive(Debug, Default)]
+pub(crate) struct ShutDown {
+    /// How many devices were stopped.
+    pub(crate) stopped: usize,
+    /// The ids of those that were not, in time.
+    pub(crate) remaining: Vec<String>,
+}
+
+/// Whether the agent is drained, and its devices shut down.
+#[derive(Debug)]
+pub(crate) struct Drain {
+    store: Store,
+    boot_id: String,
+    now: watch::Sender<store::Drain>,
+    /// Held by whoever changes it.
+    changing: Mutex<()>,
+}
+
+impl Drain {
+    pub(super) fn new(store: Store, boot_id: String) -> Result<Self, store::Error> {
+        let now = watch::Sender::new(store.drain()?);
+        Ok(Self {
+            store,
+            boot_id,
+            now,
+            changing: Mutex::default(),
+        })
+    }
+
+    /// Since when no devices are made, and why.
+    pub(crate) fn drained(&self) -> Option<store::Drained> {
+        self.now.borrow().drained.clone()
+    }
+
+    /// When the devices were shut down.
+    pub(crate) fn shut_down_time(&self) -> Option<SystemTime> {
+        let now = self.now.borrow();
+        let shut_down = now.shut_down.as_ref();
+        let shut_down = shut_down.filter(|it| it.boot_id == self.boot_id);
+        shut_down.map(|it| it.time)
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.shut_down_time().is_some()
+    }
+
+    /// Whether devices are made.
+    pub(super) fn check_creation(&self) -> Result<(), Error> {
+        if self.is_shut_down() {
+            return Err(Error::Drained(Drained::ShutDown));
+        }
+        match self.drained() {
+            Some(drained) => Err(Error::Drained(Drained::Asked {
+                reason: drained.reason,
+            })),
+            None => Ok(()),
+        }
+    }
+
+    async fn change(
+        &self,
+        change: &'static str,
+        make: impl FnOnce(&mut store::Drain),
+    ) -> Result<(), Error> {
+        let _changing = self.changing.lock().await;
+        let mut now = self.now.borrow().clone();
+        make(&mut now);
+        if now == *self.now.borrow() {
+            return Ok(());
+        }
+        let put = self.store.put_drain(&now).await;
+        put.map_err(|source| Error::DrainNotDurable { change, source })?;
+        steps::reached("drain.recorded");
+        self.now.send_replace(now);
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Makes no devices from now on.
+    pub(crate) async fn drain(&self, reason: String) -> Result<(), Error> {
+        let drain = &self.shared.drain;
+        let change = |now: &mut store::Drain| {
+            let earlier = now.drained.as_ref().map(|it| it.time);
+            let time = earlier.unwrap_or_else(SystemTime::now);
+            now.drained = Some(store::Drained { time, reason });
+        };
+        drain.change("makes no devices", change).await?;
+        info!("drained: no devices are made");
+        Ok(())
+    }
+
+    /// Makes devices again, and starts those that were shut down.
+    pub(crate) async fn undrain(&self) -> Result<(), Error> {
+        let drain = &self.shared.drain;
+        let change = |now: &mut store::Drain| *now = store::Drain::default();
+        drain.change("makes devices again", change).await?;
+        info!("undrained: devices are made");
+        for handle in self.handles() {
+            // A device that is gone needs no waking.
+            let _ = handle.requests.send(Request::Wake).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the processes of all devices, and waits for it until `timeout` is over.
+    pub(crate) async fn shut_down(
+        &self,
+        force: bool,
+        timeout: Duration,
+    ) -> Result<ShutDown, Error> {
+        let deadline = Instant::now() + timeout;
+        if !force {
+            self.check_unused()?;
+        }
+        let drain = &self.shared.drain;
+        let shut_down = store::ShutDown {
+            time: SystemTime::now(),
+            boot_id: self.shared.boot_id.clone(),
+        };
+        let is_shut_down = drain.is_shut_down();
+        let change = |now: &mut store::Drain| {
+            if !is_shut_down {
+                now.shut_down = Some(shut_down);
+            }
+        };
+        drain.change("shuts its devices down", change).await?;
+        info!("devices are shut down");
+
+        let handles = self.handles();
+        let runs = |handle: &Handle| handle.device.borrow().view.pid.is_some();
+        let running: Vec<_> = handles.iter().filter(|it| runs(it)).cloned().collect();
+        for handle in handles {
+            // A device that is gone has no process.
+            let _ = handle.requests.send(Request::Rest).await;
+        }
+        let mut came = ShutDown::default();
+        for mut handle in running {
+            let id = handle.device.borrow().record.id.clone();
+            let at_rest = handle.device.wait_for(|device| {
+                let life = device.view.life;
+                device.view.pid.is_none() && matches!(life, Life::Stopped | Life::Failed)
+            });
+            match timeout_at(deadline, at_rest).await {
+                Ok(Ok(_)) => came.stopped += 1,
+                // It was deleted meanwhile.
+                Ok(Err(_)) => {}
+                Err(_) => came.remaining.push(id),
+            }
+        }
+        Ok(came)
+    }
+
+    fn check_unused(&self) -> Result<(), Error> {
+        let devices = self.shared.devices();
+        let connected = devices.values().filter_map(|handle| {
+            let device = handle.device.borrow();
+            (device.view.life == Life::Connected).then(|| device.record.id.clone())
+        });
+        let connected: Vec<_> = connected.collect();
+        match connected.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { connected }),
+        }
+    }
+
+    fn handles(&self) -> Vec<Handle> {
+        self.shared.devices().values().cloned().collect()
+    }
+}

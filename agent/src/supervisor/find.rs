@@ -1,0 +1,70 @@
+//! A device that an earlier agent had.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::child::Exit;
+use super::control::Message;
+use super::device::Task;
+use super::error::{StartError, chain};
+use super::start;
+use super::state::{Action, Event};
+use crate::steps;
+
+impl Task {
+    /// Goes on with an earlier agent's device: with its process when it lives, else by policy, and
+    /// with a new one when this boot has not seen any.
+    pub(super) async fn find(&mut self) {
+        let manifest = self
+            .dir
+            .read_manifest()
+            .filter(|it| it.uid == self.record.uid && it.boot_id == self.shared.boot_id);
+        let patience = self.shared.config.start_timeout;
+        let found = match &manifest {
+            Some(manifest) => start::adopt(&self.dir, manifest, patience).await,
+            None => None,
+        };
+        match found {
+            Some((running, status)) => {
+                info!(pid = running.process.pid(), "device adopted");
+                self.take(running);
+                steps::reached("adopt.done");
+                // The agent before this one may have died before it did.
+                self.tell();
+                self.hear(Ok(Message::Status(status))).await;
+            }
+            None if self.record.delete_time.is_some() => {
+                self.event(Event::Ended { success: true }).await;
+            }
+            None if self.shared.drain.is_shut_down() => {
+                self.state = self.state.clone().stopped();
+                self.publish();
+            }
+            None if self.has_failed() => {
+                self.state = self.state.clone().failed();
+                self.publish();
+            }
+            None if manifest.is_some_and(|it| it.pid.is_some()) => {
+                let failure = StartError::Ended {
+                    exit: Exit::Unknown,
+                    log: self.dir.log_tail(0),
+                };
+                warn!(failure = chain(&failure), "device process ended by itself");
+                self.view.failure = Some(Arc::new(failure));
+                self.event(Event::Ended { success: false }).await;
+            }
+            None => {
+                if let Err(error) = self.dir.remove() {
+                    warn!(%error, path = %self.dir.path().display(), "remove stale directory");
+                }
+                self.act(Action::Spawn).await;
+            }
+        }
+        if self.record.delete_time.is_some() {
+            self.event(Event::Delete).await;
+        } else if self.shared.drain.is_shut_down() {
+            self.event(Event::Rest).await;
+        }
+    }
+}
