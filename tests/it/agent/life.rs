@@ -149,7 +149,7 @@ async fn a_device_process_that_ends_is_started_again_or_not_by_policy() {
     .await;
     let condition = failed.status.unwrap().conditions.remove(0);
     assert_eq!(condition.reason, "PROCESS_EXITED");
-    for word in ["SIGKILL", "serving", "create it anew"] {
+    for word in ["SIGKILL", "serving", "restart or delete it"] {
         assert!(condition.message.contains(word), "{}", condition.message);
     }
     let reset = ResetDeviceRequest {

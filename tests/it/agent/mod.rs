@@ -2,6 +2,7 @@
 
 mod life;
 mod requests;
+mod rest;
 mod update;
 
 use std::{
