@@ -4,6 +4,7 @@
 
 mod change;
 mod changes;
+mod clock;
 mod config;
 mod labels;
 mod limits;

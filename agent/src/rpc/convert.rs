@@ -2,7 +2,6 @@
 //! wrong is collected, so that a caller learns all of it at once.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value};
@@ -13,6 +12,7 @@ use uuid::Uuid;
 
 use super::limits;
 use super::status::invalid;
+use crate::clock;
 use crate::labels::{check_annotations, check_labels};
 use crate::models::{Catalogue, Model};
 use crate::schema::{Violation, quoted};
@@ -136,7 +136,7 @@ pub(super) fn record(
         &request.request_id,
         &(asked_id, &labels, &annotations, &spec),
     );
-    let now = SystemTime::now();
+    let now = clock::now();
     Ok(Record {
         id,
         uid: uid.to_string(),

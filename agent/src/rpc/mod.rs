@@ -28,6 +28,7 @@ pub(crate) use self::layer::Calls;
 use self::status::{unserved, unserved_fields};
 use self::stream::Streams;
 pub(crate) use self::wire::encode;
+use crate::clock;
 use crate::schema::Violation;
 use crate::stats::Reader;
 use crate::supervisor::{Device, Error, Supervisor};
@@ -53,7 +54,7 @@ impl Service {
         Self {
             supervisor,
             streams,
-            start_time: SystemTime::now(),
+            start_time: clock::now(),
             stats: Arc::default(),
         }
     }

@@ -18,6 +18,7 @@ use super::Service;
 use super::convert::device_id;
 use super::status::invalid_field;
 use super::stream::Bounds;
+use crate::clock;
 use crate::stats::{Kind, Reader, Source, Stat};
 use crate::supervisor::{Device, Life, Supervisor};
 
@@ -197,7 +198,7 @@ fn answer(reader: &Reader, sampled: Sampled) -> v1::WatchStatsResponse {
     let stats = source.map(|it| reader.read(&it)).unwrap_or_default();
     v1::WatchStatsResponse {
         name: format!("devices/{id}"),
-        time: Some(SystemTime::now().into()),
+        time: Some(clock::now().into()),
         stats: stats.into_iter().map(stat).collect(),
         start_time: start_time.map(Into::into),
     }

@@ -14,6 +14,7 @@ use super::error::Error;
 use super::request::Request;
 use super::view::Life;
 use super::{Handle, Supervisor};
+use crate::clock;
 use crate::steps;
 use crate::store::{self, Store};
 
@@ -142,7 +143,7 @@ impl Supervisor {
         let drain = &self.shared.drain;
         let change = |now: &mut store::Drain| {
             let earlier = now.drained.as_ref().map(|it| it.time);
-            let time = earlier.unwrap_or_else(SystemTime::now);
+            let time = earlier.unwrap_or_else(clock::now);
             now.drained = Some(store::Drained { time, reason });
         };
         drain.change("makes no devices", change).await?;
@@ -175,7 +176,7 @@ impl Supervisor {
         }
         let drain = &self.shared.drain;
         let shut_down = store::ShutDown {
-            time: SystemTime::now(),
+            time: clock::now(),
             boot_id: self.shared.boot_id.clone(),
         };
         let is_shut_down = drain.is_shut_down();

@@ -1,7 +1,6 @@
 //! What a device's past is to the next agent: how often its process was started again, and that it has failed.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -9,6 +8,7 @@ use tracing::{info, warn};
 use super::device::Task;
 use super::error::{Error, StartError, chain};
 use super::state::{Action, Phase, Then};
+use crate::clock;
 use crate::steps;
 use crate::store::{Failure, History, Record};
 
@@ -27,7 +27,7 @@ impl Task {
                 history.failure = failure.map(|failure| Failure {
                     reason: failure.reason().to_owned(),
                     message: chain(failure),
-                    time: SystemTime::now(),
+                    time: clock::now(),
                     boot_id: self.shared.boot_id.clone(),
                 });
             }

@@ -2,13 +2,13 @@
 //! process, another configuration, its end.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::error::Error;
 use crate::change::Change;
+use crate::clock;
 use crate::models::Catalogue;
 use crate::store::{Call, Record};
 
@@ -80,7 +80,7 @@ impl Update {
         }
         if planned != *record {
             planned.etag = Uuid::new_v4().simple().to_string();
-            planned.update_time = SystemTime::now();
+            planned.update_time = clock::now_after(record.update_time);
         }
         if let Some(call) = &self.call {
             let forgotten = (planned.updated_by.len() + 1).saturating_sub(MAX_CALLS);
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_device_that_is_being_deleted_and_a_change_that_is_wrong_are_refused() {
         let mut going = record("nic0");
-        going.delete_time = Some(SystemTime::now());
+        going.delete_time = Some(clock::now());
         let error = label("y", "").plan(&going).unwrap_err();
         assert!(matches!(error, Error::Deleting { .. }), "{error}");
         let mut update = label("y", "");

@@ -1,7 +1,7 @@
 //! Does what a device's task is asked for, or begins to.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -11,6 +11,7 @@ use super::error::Error;
 use super::request::Request;
 use super::state::{Event, Phase};
 use super::view::Life;
+use crate::clock;
 use crate::steps;
 use crate::store::Record;
 
@@ -137,7 +138,7 @@ impl Task {
         self.record.check_etag(etag)?;
         self.check_use(force).await?;
         if self.record.delete_time.is_none() {
-            let delete_time = Some(SystemTime::now());
+            let delete_time = Some(clock::now_after(self.record.create_time));
             let record = Record {
                 delete_time,
                 ..(*self.record).clone()

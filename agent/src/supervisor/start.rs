@@ -13,6 +13,7 @@ use super::child::{Launch, Process};
 use super::control::{Control, Message, Status};
 use super::error::StartError;
 use super::rundir::{Manifest, RunDir};
+use crate::clock;
 use crate::socket;
 use crate::steps;
 use crate::store::{Record, SocketSpec};
@@ -97,7 +98,7 @@ pub(super) async fn spawn(
     })?;
     steps::reached("start.spawned");
     manifest.pid = Some(process.pid());
-    manifest.start_time = Some(SystemTime::now());
+    manifest.start_time = Some(clock::now());
     if let Err(source) = dir.write_manifest(&manifest) {
         process.signal(Signal::SIGKILL);
         process.exited().await;

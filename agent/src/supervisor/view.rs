@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::control::{Client, Resets};
 use super::error::{Error, StartError, chain};
 use super::state::{Phase, Then};
+use crate::clock;
 use crate::store::Record;
 
 /// Where a device is in its life.
@@ -72,10 +73,10 @@ impl View {
             delete_time: record.delete_time,
             reason: "STARTING".into(),
             message: String::new(),
-            since: SystemTime::now(),
+            since: clock::now(),
             configured: Configured::Yes,
             is_configured: None,
-            configured_since: SystemTime::now(),
+            configured_since: clock::now(),
             failure: None,
         }
     }
@@ -146,7 +147,7 @@ impl View {
             (.., None) => told("STARTING", "it is being started"),
         };
         if self.served() != served_before {
-            self.since = SystemTime::now();
+            self.since = clock::now_after(self.since);
         }
         let is_configured = match &self.configured {
             _ if !self.served() => None,
@@ -156,7 +157,7 @@ impl View {
         };
         if self.is_configured != is_configured {
             self.is_configured = is_configured;
-            self.configured_since = SystemTime::now();
+            self.configured_since = clock::now_after(self.configured_since);
         }
     }
 }
