@@ -7,6 +7,8 @@
 mod random;
 mod steps;
 
+mod upgrade;
+
 use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt};
 
 use nix::sys::signal::Signal;
