@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::access::Rules;
+
 /// Serves PCI devices outside of the VMM: the agent of one host.
 #[derive(Debug, Parser)]
 #[command(name = "vfu-agent", version)]
@@ -73,18 +75,28 @@ pub struct Config {
     pub max_devices: usize,
     /// How many calls may be under way.
     pub max_calls: usize,
+    /// Who may call.
+    pub access: Rules,
+    /// Where the audit log is. Absolute.
+    pub audit_path: PathBuf,
+    /// Its size, from which on it is put aside.
+    pub audit_max_bytes: u64,
 }
 
 impl Config {
     /// The configuration that the flags ask for.
     pub fn new(args: &Args) -> std::io::Result<Self> {
         let run_dir = std::path::absolute(&args.run_dir)?;
+        let state_dir = std::path::absolute(&args.state_dir)?;
         Ok(Self {
             listen: args
                 .listen
                 .clone()
                 .unwrap_or_else(|| run_dir.join("agent.sock")),
-            state_dir: std::path::absolute(&args.state_dir)?,
+            audit_path: state_dir.join("audit.log"),
+            audit_max_bytes: 16 << 20,
+            access: Rules::default(),
+            state_dir,
             device_program: args
                 .device_program
                 .as_deref()

@@ -2,12 +2,15 @@
 //! API. It touches no guest and knows no device model; a device is a process of its own, which the
 //! agent starts, finds again and ends.
 
+mod access;
+mod audit;
 mod change;
 mod changes;
 mod clock;
 mod config;
 mod labels;
 mod limits;
+mod listen;
 mod models;
 mod mutable;
 mod rpc;
@@ -31,9 +34,11 @@ use proto::v1::device_service_server::DeviceServiceServer;
 use proto::v1::model_service_server::ModelServiceServer;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::task::JoinSet;
 use tonic::transport::Server;
 
+pub use self::access::{Account, Error as AccessError, Role, Rule, Rules};
+pub use self::audit::Error as AuditError;
 pub use self::config::{Args, Config, LogFormat};
 pub use self::socket::{Error as SocketError, bind_api};
 #[cfg(debug_assertions)]
@@ -44,6 +49,18 @@ pub use self::store::Error as StoreError;
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the answers of the last of them may take to their callers.
 const FLUSH: Duration = Duration::from_millis(200);
+
+/// Calls and streams under way on one connection; its client keeps more to itself until one ends.
+const STREAMS_OF_CONNECTION: u32 = 128;
+/// All headers of one call.
+const HEADER_BYTES: u32 = 16 << 10;
+/// Calls that a client may take back before the agent has looked at them, and calls that were malformed, before its
+/// connection is closed.
+const RESET_STREAMS: usize = 128;
+const LOCAL_RESETS: usize = 256;
+/// How often a client that is silent is asked whether it lives, and how long it may take to say so.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why the agent can't run.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +88,9 @@ pub enum Error {
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The audit log can't be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// Reflection can't be served.
     #[error("read the descriptors of the API")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -117,7 +137,13 @@ pub async fn run(
     let boot_id = boot_id()?;
     let store = store::Store::open(&config.state_dir)?;
     let models = models::Models::new(config.device_program.as_deref());
-    let calls = rpc::Calls::new(config.max_calls);
+    let audit = audit::Audit::open(&config.audit_path, config.audit_max_bytes)?;
+    let limits = rpc::CallLimits {
+        count: config.max_calls.into(),
+        request_bytes: rpc::MAX_REQUEST_BYTES.into(),
+    };
+    let access = access::Access::new(config.access.clone());
+    let calls = rpc::Calls::new(limits, access, audit);
     if let Err(error) = models.get().await {
         tracing::warn!(
             error = supervisor::chain(&error),
@@ -149,14 +175,23 @@ pub async fn run(
         // An error means that the sender is gone, which is as good.
         let _ = ending.wait_for(|it| *it).await;
     };
+    let (listener, incoming) = listen::Listener::new(listener);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(listener.run(ending.clone()));
     let server = Server::builder()
+        .max_concurrent_streams(STREAMS_OF_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS))
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS))
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .layer(calls.clone())
         .add_service(health_service)
         .add_service(reflection)
         .add_service(DeviceServiceServer::new(service.clone()))
         .add_service(ModelServiceServer::new(service.clone()))
         .add_service(AgentServiceServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(ending.clone()));
+        .serve_with_incoming_shutdown(incoming, ended(ending.clone()));
     tokio::pin!(server);
     tracing::info!("serving");
     let result = tokio::select! {
@@ -176,6 +211,7 @@ pub async fn run(
         }
     };
     end.send_replace(true);
+    while tasks.join_next().await.is_some() {}
     supervisor.join().await;
     Ok(result?)
 }

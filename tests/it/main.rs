@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod access;
 mod agent;
 mod control;
 mod ctl;

@@ -8,6 +8,7 @@ use prost_types::{ListValue, Struct, Timestamp, Value};
 use proto::v1;
 use serde_json::{Map, Number};
 use tonic::Status;
+use tonic::codegen::http::HeaderMap;
 use uuid::Uuid;
 
 use super::limits;
@@ -474,11 +475,16 @@ pub(super) fn page_after(token: &str) -> Result<Option<&str>, Status> {
 }
 
 /// The trace context of a call, if it is one: `00-<32>-<16>-<2>` in hexadecimal.
-pub(super) fn traceparent(metadata: &tonic::metadata::MetadataMap) -> Option<String> {
-    let text = metadata.get("traceparent")?.to_str().ok()?;
-    let sizes: Vec<_> = text.split('-').map(str::len).collect();
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let sizes = text.split('-').map(str::len);
     let known = |byte: u8| byte == b'-' || byte.is_ascii_hexdigit();
-    (sizes == [2, 32, 16, 2] && text.bytes().all(known)).then(|| text.to_owned())
+    (sizes.eq([2, 32, 16, 2]) && text.bytes().all(known)).then_some(text)
+}
+
+/// The id of the trace that a call belongs to.
+pub(super) fn trace_id(headers: &HeaderMap) -> Option<String> {
+    traceparent(headers)?.split('-').nth(1).map(str::to_owned)
 }
 
 #[cfg(test)]

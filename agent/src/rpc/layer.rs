@@ -1,64 +1,132 @@
-//! What goes around every call: a bound on how many there are, and a span with what came of it.
+//! What goes around every call: whether its caller may make it, a bound on how many there are, a span with what came of
+//! it, and the line of the audit log.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
-use tonic::Code;
-use tonic::codegen::http;
+use tokio::sync::Notify;
+use tonic::body::Body;
+use tonic::codegen::http::{self, HeaderMap};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use tower::{Layer, Service};
 use tracing::{Instrument, debug, info_span};
 
-use super::status;
+use super::body::{Arriving, PATIENCE};
+use super::{convert, status};
+use crate::access::{Access, Peer, Role, least};
+use crate::audit::{Audit, Call, Outcome};
 
 /// The layer. Calls over the limit are refused at once, rather than made to wait: a caller that
 /// waits without being told so learns nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Calls {
-    permits: Arc<Semaphore>,
-    limit: usize,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: CallLimits,
+    under_way: AtomicUsize,
+    less: Notify,
+    access: Access,
+    audit: Audit,
+}
+
+/// What holds for calls. Can be changed while calls are under way.
+#[derive(Debug)]
+pub(crate) struct CallLimits {
+    /// Calls under way at once.
+    pub(crate) count: AtomicUsize,
+    /// Bytes of one request.
+    pub(crate) request_bytes: AtomicUsize,
 }
 
 impl Calls {
-    pub(crate) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limits: CallLimits, access: Access, audit: Audit) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(limit)),
-            limit,
+            shared: Arc::new(Shared {
+                limits,
+                under_way: AtomicUsize::new(0),
+                less: Notify::new(),
+                access,
+                audit,
+            }),
         }
     }
 
     /// Waits until no call is under way.
     pub(crate) async fn idle(&self) {
-        let all = u32::try_from(self.limit).expect("the limit is a count of calls, not of bytes");
-        // An error would mean that the semaphore is closed, which nobody does.
-        let _ = self.permits.acquire_many(all).await;
+        loop {
+            let less = self.shared.less.notified();
+            if self.shared.under_way.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            less.await;
+        }
+    }
+}
+
+impl Shared {
+    /// A place among the calls under way, unless there are too many.
+    fn begin(self: &Arc<Self>) -> Result<Place, Status> {
+        // Counted first, so that of two calls at once one is too many.
+        let before = self.under_way.fetch_add(1, Ordering::AcqRel);
+        let place = Place(self.clone());
+        let limit = self.limits.count.load(Ordering::Relaxed);
+        match before < limit {
+            true => Ok(place),
+            false => Err(status::overloaded(limit)),
+        }
+    }
+
+    /// Whether this caller may make this call: its role, where it takes one.
+    fn check(&self, peer: &Peer, needs: Option<Role>, method: &str) -> Result<(), Status> {
+        let Some(needs) = needs else { return Ok(()) };
+        let checked = self.access.check(peer, needs);
+        checked
+            .map(|_| ())
+            .map_err(|why| status::denied(peer, &why, method))
+    }
+}
+
+/// A place among the calls under way; free again when it is dropped.
+#[derive(Debug)]
+struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.0.less.notify_waiters();
     }
 }
 
 impl<S> Layer<S> for Calls {
-    type Service = Bounded<S>;
+    type Service = Guarded<S>;
 
-    fn layer(&self, inner: S) -> Bounded<S> {
+    fn layer(&self, inner: S) -> Guarded<S> {
         let calls = self.clone();
-        Bounded { inner, calls }
+        Guarded { inner, calls }
     }
 }
 
 /// A service with the layer around it.
 #[derive(Debug, Clone)]
-pub(crate) struct Bounded<S> {
+pub(crate) struct Guarded<S> {
     inner: S,
     calls: Calls,
 }
 
-impl<S, Q, A> Service<http::Request<Q>> for Bounded<S>
+impl<S, A> Service<http::Request<Body>> for Guarded<S>
 where
-    S: Service<http::Request<Q>, Response = http::Response<A>>,
+    S: Service<http::Request<Body>, Response = http::Response<A>>,
     S::Future: Send + 'static,
-    S::Error: Send + 'static,
+    S::Error: Display + Send + 'static,
     A: Default + Send + 'static,
 {
     type Response = S::Response;
@@ -69,26 +137,92 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Q>) -> Self::Future {
-        let Ok(permit) = self.calls.permits.clone().try_acquire_owned() else {
-            let refused = status::overloaded(self.calls.limit).into_http();
-            return Box::pin(std::future::ready(Ok(refused)));
-        };
-        let method = request.uri().path().trim_start_matches('/').to_owned();
-        let span = info_span!("rpc", method);
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let shared = &self.calls.shared;
         let start = Instant::now();
+        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let needs = least(&method);
+        // The connection's: see `listen`.
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let Some(peer) = peer else {
+            let refused = Status::internal("the agent does not know who calls; report this");
+            return ready(&refused);
+        };
+        let call = Call {
+            role: shared.access.role(&peer),
+            trace_id: convert::trace_id(request.headers()),
+            method: method.clone(),
+            peer,
+            start,
+        };
+        if let Err(refused) = shared.check(&call.peer, needs, &method) {
+            shared.audit.denied(&call, &outcome(&refused));
+            return ready(&refused);
+        }
+        let changes = needs.is_some_and(|it| it > Role::Viewer);
+        let pending = changes.then(|| shared.audit.begin(call));
+        let place = match shared.begin() {
+            Ok(place) => place,
+            Err(refused) => {
+                if let Some(pending) = pending {
+                    pending.end(outcome(&refused));
+                }
+                return ready(&refused);
+            }
+        };
+        if let Some(pending) = &pending {
+            request.extensions_mut().insert(pending.note());
+        }
+        // Reflection is a conversation, which has no end that one could wait for.
+        if needs.is_some() {
+            let limit = shared.limits.request_bytes.load(Ordering::Relaxed);
+            request = request.map(|body| Body::new(Arriving::new(body, limit, PATIENCE)));
+        }
+        let span = info_span!("rpc", method);
         let answer = self.inner.call(request);
         let observed = async move {
             let answer = answer.await;
-            drop(permit);
-            if let Ok(answer) = &answer {
-                // The code of a call that streams comes in trailers, which is after the fact.
-                let code = answer.headers().get("grpc-status");
-                let code = code.map_or(Code::Ok, |it| Code::from_bytes(it.as_bytes()));
-                debug!(?code, elapsed = ?start.elapsed(), "call");
+            drop(place);
+            let outcome = match &answer {
+                Ok(answer) => from_headers(answer.headers()),
+                Err(error) => outcome(&Status::unknown(error.to_string())),
+            };
+            debug!(code = ?outcome.code, elapsed = ?start.elapsed(), "call");
+            if let Some(pending) = pending {
+                pending.end(outcome);
             }
             answer
         };
         Box::pin(observed.instrument(span))
+    }
+}
+
+type Ready<A, E> = Pin<Box<dyn Future<Output = Result<http::Response<A>, E>> + Send>>;
+
+fn ready<A, E>(refused: &Status) -> Ready<A, E>
+where
+    A: Default + Send + 'static,
+    E: Send + 'static,
+{
+    let answer = refused.clone().into_http();
+    Box::pin(std::future::ready(Ok(answer)))
+}
+
+fn outcome(status: &Status) -> Outcome {
+    let reason = status.get_details_error_info().map(|it| it.reason);
+    Outcome {
+        code: status.code(),
+        reason: reason.unwrap_or_default(),
+    }
+}
+
+/// What the head of an answer says. The code of a call that streams comes in trailers, which is after the fact.
+fn from_headers(headers: &HeaderMap) -> Outcome {
+    match Status::from_header_map(headers) {
+        Some(status) => outcome(&status),
+        None => Outcome {
+            code: Code::Ok,
+            reason: String::new(),
+        },
     }
 }

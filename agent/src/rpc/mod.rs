@@ -2,12 +2,14 @@
 //! messages. What is not served says so, and what to do instead.
 
 mod agent;
+mod body;
 mod convert;
 mod layer;
 mod limits;
 mod list;
 mod logs;
 mod model;
+mod mutation;
 mod stats;
 mod status;
 mod stream;
@@ -24,7 +26,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use self::convert::device_id;
-pub(crate) use self::layer::Calls;
+pub(crate) use self::layer::{CallLimits, Calls};
 use self::status::{unserved, unserved_fields};
 use self::stream::Streams;
 pub(crate) use self::wire::encode;
@@ -80,8 +82,9 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::CreateDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        let traceparent = convert::traceparent(request.metadata());
-        let request = request.into_inner();
+        let traceparent = convert::traceparent(request.metadata().as_ref());
+        let traceparent = traceparent.map(str::to_owned);
+        let (request, note) = mutation::open_noted(request);
         let validate_only = request.validate_only;
         let catalogue = self.supervisor.shared.models.get().await?;
         let record = convert::record(request, &catalogue, traceparent)?;
@@ -90,6 +93,7 @@ impl DeviceService for Service {
             self.supervisor.check(&record)?;
             return Ok(Response::new(convert::validated(&record)));
         }
+        note.set_resource(format!("devices/{}", record.id));
         let device = self.supervisor.create(record).await?;
         Ok(Response::new(self.answer(device)))
     }
@@ -117,7 +121,7 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::UpdateDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        let request = request.into_inner();
+        let request = mutation::open(request);
         let validate_only = request.validate_only;
         let (id, mut update) = update::update(request)?;
         let device = self.supervisor.get(&id)?;
@@ -137,7 +141,7 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::DeleteDeviceRequest>,
     ) -> Result<Response<()>, Status> {
-        let request = request.into_inner();
+        let request = mutation::open(request);
         let id = device_id(&request.name)?;
         refuse_request_id(&request.request_id, "allow_missing makes a repetition safe")?;
         let deleted = async {
@@ -160,7 +164,7 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::ResetDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        let request = request.into_inner();
+        let request = mutation::open(request);
         let id = device_id(&request.name)?;
         refuse_request_id(&request.request_id, "a second reset does no harm")?;
         let device = self.supervisor.reset(id, request.etag).await?;
@@ -183,16 +187,18 @@ impl DeviceService for Service {
 
     async fn plug_device(
         &self,
-        _: Request<v1::PlugDeviceRequest>,
+        request: Request<v1::PlugDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
+        mutation::open(request);
         let instead = "ask the VMM itself: vfuctl cmdline prints what to tell it";
         Err(unserved("PlugDevice", instead))
     }
 
     async fn unplug_device(
         &self,
-        _: Request<v1::UnplugDeviceRequest>,
+        request: Request<v1::UnplugDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
+        mutation::open(request);
         Err(unserved("UnplugDevice", "ask the VMM itself"))
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
+use crate::access::{Denied, Peer};
 use crate::changes::VersionError;
 use crate::schema::{Violation, quoted};
 use crate::supervisor::{Error, RefusalKind, StartError, chain};
@@ -83,6 +84,60 @@ pub(super) fn unserved(rpc: &str, instead: &str) -> Status {
     let metadata = HashMap::from([("rpc".to_owned(), rpc.to_owned())]);
     let details = ErrorDetails::with_error_info("UNSERVED", DOMAIN, metadata);
     Status::with_error_details(Code::Unimplemented, message, details)
+}
+
+/// A caller that may not do this.
+pub(super) fn denied(peer: &Peer, why: &Denied, method: &str) -> Status {
+    let name = method.rsplit_once('/').map_or(method, |(_, name)| name);
+    let mut metadata = HashMap::from([(
+        "caller".to_owned(),
+        bounded(peer.to_string(), MAX_FIELD_BYTES),
+    )]);
+    let (reason, message) = match why {
+        Denied::Role { has, needs } => {
+            metadata.insert("needs".to_owned(), needs.to_string());
+            let has = match has {
+                Some(role) => {
+                    metadata.insert("has".to_owned(), role.to_string());
+                    format!("has role {role}")
+                }
+                None => "has no role".to_owned(),
+            };
+            let cure = "an [[access]] rule in the agent's configuration gives roles";
+            (
+                "ACCESS_DENIED",
+                format!("{peer} {has}, and {name} takes {needs}; {cure}"),
+            )
+        }
+        Denied::Expired => (
+            "CERTIFICATE_EXPIRED",
+            format!("{peer} has expired since its caller connected; connect again with a new one"),
+        ),
+    };
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    let message = bounded(message, MAX_MESSAGE_BYTES);
+    Status::with_error_details(Code::PermissionDenied, message, details)
+}
+
+/// A request that is too long.
+pub(super) fn too_long(bytes: usize, limit: usize) -> Status {
+    let message = format!(
+        "the request has {bytes} bytes and {limit} is this agent's limit (limits.request_bytes)"
+    );
+    let mut details = ErrorDetails::with_error_info("REQUEST_TOO_LONG", DOMAIN, HashMap::new());
+    details.add_quota_failure_violation("agent/request_bytes", format!("limit {limit}"));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// A request whose end does not come.
+pub(super) fn slow_request(patience: Duration) -> Status {
+    let message = format!(
+        "the request did not come to its end within {} s of its beginning; try again",
+        patience.as_secs()
+    );
+    let mut details = ErrorDetails::with_error_info("REQUEST_TOO_SLOW", DOMAIN, HashMap::new());
+    details.set_retry_info(Some(RETRY));
+    Status::with_error_details(Code::DeadlineExceeded, message, details)
 }
 
 /// Too many calls at once.
