@@ -114,6 +114,11 @@ impl Config {
     pub(crate) fn devices_dir(&self) -> PathBuf {
         self.run_dir.join("devices")
     }
+
+    /// Where changes are written down for the next agent.
+    pub(crate) fn changes_dir(&self) -> PathBuf {
+        self.run_dir.join("changes")
+    }
 }
 
 fn unix_path(text: &str) -> Result<PathBuf, String> {

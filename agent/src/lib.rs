@@ -8,6 +8,7 @@ mod change;
 mod changes;
 mod clock;
 mod config;
+mod journal;
 mod labels;
 mod limits;
 mod listen;

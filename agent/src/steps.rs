@@ -32,6 +32,10 @@ mod deadly {
         "store.made",
         "store.opened",
         "sweep.removed",
+        // Changes are written down.
+        "changes.hidden",
+        "changes.begun",
+        "changes.appended",
         // Files and sockets, which come to be under another name first.
         "file.hidden",
         "socket.hidden",

@@ -6,13 +6,24 @@
 //!
 //! What is kept of a device is its message of the API, encoded once: small, equal when nothing changed, and as good for
 //! the list as for all readers.
+//!
+//! Changes are written down before anybody sees them (`segments.rs`), so that the next agent goes on where this one ends,
+//! whichever way that ends. When they can't be written any more, devices are not to suffer: the versions get another epoch
+//! at once, so that what the file system still has of the first one stays true, and the next agent begins anew.
+
+mod segments;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
+use tracing::warn;
 use uuid::Uuid;
+
+use self::segments::{Left, Segments};
 
 /// So many changes are kept unless the configuration says otherwise.
 pub(crate) const KEPT: usize = 8192;
@@ -81,6 +92,8 @@ pub(crate) struct Behind {
 struct Inner {
     /// Versions are of one epoch: those of another agent's may mean something else.
     epoch: Arc<str>,
+    /// The epoch that this one took the place of, and its last change.
+    former: Option<(Arc<str>, u64)>,
     /// The last change.
     version: u64,
     devices: BTreeMap<String, Arc<Snapshot>>,
@@ -88,9 +101,37 @@ struct Inner {
     ring: VecDeque<Change>,
     ring_bytes: usize,
     kept: usize,
+    segments: Option<Segments>,
 }
 
 impl Inner {
+    fn new(kept: usize) -> Self {
+        Self {
+            epoch: new_epoch(),
+            former: None,
+            version: 0,
+            devices: BTreeMap::new(),
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            kept,
+            segments: None,
+        }
+    }
+
+    fn go_on(kept: usize, left: Left) -> Self {
+        let mut inner = Self {
+            epoch: left.epoch.into(),
+            version: left.version,
+            devices: left.devices,
+            segments: Some(left.segments),
+            ..Self::new(kept)
+        };
+        for change in left.changes {
+            inner.apply(change);
+        }
+        inner
+    }
+
     /// The version after which all changes are kept.
     fn floor(&self) -> u64 {
         self.version - self.ring.len() as u64
@@ -103,7 +144,37 @@ impl Inner {
             before,
             after,
         };
+        if let Some(segments) = &mut self.segments
+            && let Err(error) = segments.append(&change)
+        {
+            self.give_up(&error);
+        }
         self.apply(change);
+        if let Some(segments) = &mut self.segments
+            && segments.is_full(self.kept, KEPT_BYTES)
+            && let Err(error) = segments.next(&self.epoch, self.version, self.devices.values())
+        {
+            self.give_up(&error);
+        }
+    }
+
+    /// Goes on without segments. Who reads does not notice.
+    fn give_up(&mut self, error: &io::Error) {
+        let Some(segments) = self.segments.take() else {
+            return;
+        };
+        let path = segments.directory().display();
+        warn!(%error, %path, "changes can't be written down: watches can't be resumed after the next start of the agent");
+        // What can't be removed does no harm.
+        let _ = Segments::remove(segments.directory());
+        let former = std::mem::replace(&mut self.epoch, new_epoch());
+        self.former = Some((former, self.version));
+    }
+
+    /// Whether a version of this epoch was of this agent's or of one that it goes on from.
+    fn knows(&self, epoch: &str, version: u64) -> bool {
+        let is_former = |(former, last): &(Arc<str>, u64)| **former == *epoch && version <= *last;
+        *epoch == *self.epoch || self.former.as_ref().is_some_and(is_former)
     }
 
     fn apply(&mut self, change: Change) {
@@ -138,21 +209,62 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// No devices; this many changes are kept.
-    pub(crate) fn new(kept: usize) -> Self {
-        let epoch = Uuid::new_v4().simple().to_string();
-        let inner = Inner {
-            epoch: epoch[..12].into(),
-            version: 0,
-            devices: BTreeMap::new(),
-            ring: VecDeque::new(),
-            ring_bytes: 0,
-            kept,
+    /// Goes on where an earlier agent of this boot ended, if there was one. This many changes are kept.
+    pub(crate) fn open(directory: &Path, boot_id: &str, kept: usize) -> Self {
+        let found = Segments::find(directory, boot_id).unwrap_or_else(|error| {
+            let path = directory.display();
+            warn!(%error, %path, "changes of earlier agents can't be read: watches begin anew");
+            None
+        });
+        let inner = match found {
+            Some(left) => Inner::go_on(kept, left),
+            None => {
+                let mut inner = Inner::new(kept);
+                match Segments::remove(directory)
+                    .and_then(|()| Segments::begin(directory, boot_id, &inner.epoch, 0, [].iter()))
+                {
+                    Ok(segments) => inner.segments = Some(segments),
+                    Err(error) => {
+                        let path = directory.display();
+                        warn!(%error, %path, "changes can't be written down: watches can't be resumed after the next start of the agent");
+                    }
+                }
+                inner
+            }
         };
         Self {
+            latest: watch::Sender::new(inner.version),
             inner: Mutex::new(inner),
+        }
+    }
+
+    /// Without a place to write changes down.
+    #[cfg(test)]
+    pub(crate) fn new(kept: usize) -> Self {
+        Self {
+            inner: Mutex::new(Inner::new(kept)),
             latest: watch::Sender::new(0),
         }
+    }
+
+    /// Shows that all devices are gone that are not among these: they went while no agent ran.
+    pub(crate) fn retain(&self, mut exists: impl FnMut(&Identity) -> bool) {
+        let mut inner = self.inner();
+        let gone = |it: &&Arc<Snapshot>| !exists(&it.identity);
+        let gone: Vec<_> = inner.devices.values().filter(gone).cloned().collect();
+        for last in gone {
+            inner.push(Some(last), None);
+        }
+        self.latest.send_replace(inner.version);
+    }
+
+    /// Whether this device was shown.
+    pub(crate) fn has(&self, id: &str, uid: &str) -> bool {
+        let inner = self.inner();
+        inner
+            .devices
+            .get(id)
+            .is_some_and(|it| it.identity.uid == uid)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -208,8 +320,8 @@ impl Changes {
         let (epoch, number) = version.rsplit_once('-').ok_or(VersionError::Malformed)?;
         let number: u64 = number.parse().map_err(|_| VersionError::Malformed)?;
         let inner = self.inner();
-        let known = *epoch == *inner.epoch && (inner.floor()..=inner.version).contains(&number);
-        match known {
+        let kept = (inner.floor()..=inner.version).contains(&number);
+        match kept && inner.knows(epoch, number) {
             true => Ok(self.reader(&inner, number)),
             false => Err(VersionError::Gone),
         }
@@ -223,6 +335,11 @@ impl Changes {
             latest: self.latest.subscribe(),
         }
     }
+}
+
+/// Differs from all others.
+fn new_epoch() -> Arc<str> {
+    Uuid::new_v4().simple().to_string()[..12].into()
 }
 
 /// A version as callers see it.

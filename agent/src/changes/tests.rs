@@ -173,7 +173,174 @@ async fn no_reader_sleeps_through_a_change() {
     }
 }
 
+fn opened(directory: &Path) -> Arc<Changes> {
+    Arc::new(Changes::open(directory, "boot", 8))
+}
+
+/// All that a reader after this version gets now.
+fn all_after(changes: &Arc<Changes>, version: &str) -> Vec<(u64, Option<String>, Option<String>)> {
+    let mut reader = changes.follow(version).unwrap();
+    let mut all = Vec::new();
+    loop {
+        let read = reader.take().unwrap();
+        if read.is_empty() {
+            return all;
+        }
+        all.extend(read.iter().map(shown).map(|(version, before, after)| {
+            let text = |it: Option<&str>| it.map(str::to_owned);
+            (version, text(before), text(after))
+        }));
+    }
+}
+
+#[test]
+fn the_next_agent_has_the_versions_the_ring_and_the_devices() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("changes");
+    let mut version = opened(&path).list(None, 0).1;
+    for number in 0..40 {
+        // Each one is another agent.
+        let changes = opened(&path);
+        publish(&changes, "a", &number.to_string());
+        if number % 3 == 0 {
+            publish(&changes, "b", &number.to_string());
+        }
+        let again = opened(&path);
+        let (devices, now) = again.list(None, 9);
+        assert_eq!(*devices[0].encoded, *number.to_string().as_bytes());
+        assert_eq!(all_after(&again, &version), all_after(&changes, &version));
+        assert_eq!(now, changes.list(None, 0).1);
+        assert_eq!(again.inner().ring.len(), changes.inner().ring.len());
+        version = now;
+    }
+    assert!(std::fs::read_dir(&path).unwrap().count() <= 2);
+}
+
+#[test]
+fn a_device_that_went_while_no_agent_ran_is_gone_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = opened(dir.path());
+    for id in ["a", "b", "c"] {
+        publish(&changes, id, "1");
+    }
+    let version = changes.list(None, 0).1;
+    for _ in 0..3 {
+        let next = opened(dir.path());
+        next.retain(|it| it.id == "b");
+        let gone: Vec<_> = all_after(&next, &version)
+            .into_iter()
+            .map(|it| it.2)
+            .collect();
+        assert_eq!(gone, [None, None]);
+        assert!(next.has("b", "b") && !next.has("b", "other") && !next.has("a", "a"));
+    }
+}
+
+#[test]
+fn another_boot_and_a_broken_segment_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let changes = opened(path);
+    publish(&changes, "a", "1");
+    let version = changes.list(None, 0).1;
+    let other = Arc::new(Changes::open(path, "other boot", 8));
+    assert_eq!(other.follow(&version).unwrap_err(), VersionError::Gone);
+    publish(&other, "a", "2");
+    let version = other.list(None, 0).1;
+    let segment = std::fs::read_dir(path)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let next = Arc::new(Changes::open(path, "other boot", 8));
+    assert_eq!(next.follow(&version).unwrap_err(), VersionError::Gone);
+    assert_eq!(next.list(None, 9).0.len(), 0);
+}
+
+#[tokio::test]
+async fn a_full_file_system_is_no_concern_of_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = opened(dir.path());
+    publish(&changes, "a", "1");
+    let (_, mut reader) = changes.list_and_follow();
+    let version = reader.version();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    changes.inner().segments.as_mut().unwrap().writer = crate::journal::Writer::to(full);
+    publish(&changes, "a", "2");
+    publish(&changes, "a", "3");
+    assert_eq!(next(&mut reader).await.unwrap().len(), 2);
+    // With what it had before, and with what it has now.
+    assert_eq!(all_after(&changes, &version).len(), 2);
+    publish(&changes, "a", "4");
+    assert_eq!(all_after(&changes, &reader.version()).len(), 1);
+    assert_eq!(all_after(&changes, &version).len(), 3);
+    let old_epoch = version.split_once('-').unwrap().0;
+    assert!(changes.follow(&format!("{old_epoch}-3")).is_err());
+    // The next agent can't know what came last, and says so.
+    let next = opened(dir.path());
+    assert!(next.follow(&version).is_err() && next.follow(&reader.version()).is_err());
+}
+
+#[test]
+fn what_can_not_be_removed_when_the_file_system_is_full_stays_true() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("changes");
+    let changes = opened(&path);
+    publish(&changes, "a", "1");
+    let version = changes.list(None, 0).1;
+    let copy = dir.path().join("copy");
+    std::fs::rename(&path, &copy).unwrap();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    changes.inner().segments.as_mut().unwrap().writer = crate::journal::Writer::to(full);
+    publish(&changes, "a", "2");
+    let unwritten = changes.list(None, 0).1;
+    let next = opened(&copy);
+    publish(&next, "a", "3");
+    assert!(next.follow(&unwritten).is_err());
+    let text = |it: &str| Some(it.to_owned());
+    assert_eq!(all_after(&next, &version), [(2, text("1"), text("3"))]);
+}
+
 proptest! {
+    #[test]
+    fn a_segment_that_is_cut_anywhere_is_what_was_shown_up_to_there(
+        steps in prop::collection::vec((0_u8..4, 0_u8..4), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let changes = opened(dir.path());
+        let start = changes.list(None, 0).1;
+        let begun = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let head = std::fs::metadata(&begun).unwrap().len();
+        for (device, value) in steps {
+            match value {
+                0 => changes.remove(&device.to_string()),
+                value => publish(&changes, &device.to_string(), &value.to_string()),
+            }
+        }
+        let all = all_after(&changes, &start);
+        let file = std::fs::File::options().write(true).open(&begun).unwrap();
+        let bytes = file.metadata().unwrap().len() - head;
+        file.set_len(head + cut.index(usize::try_from(bytes).unwrap() + 1) as u64).unwrap();
+        let next = opened(dir.path());
+        let left = all_after(&next, &start);
+        prop_assert!(all.starts_with(&left));
+        publish(&next, "new", "1");
+        let again = all_after(&opened(dir.path()), &start);
+        prop_assert_eq!(again.len(), left.len() + 1);
+        prop_assert!(again.starts_with(&left));
+    }
+
     #[test]
     fn a_list_and_the_changes_after_it_are_all_there_is(
         before in prop::collection::vec((0_u8..6, 0_u8..4), 0..60),

@@ -21,7 +21,7 @@ mod state;
 mod update;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -171,12 +171,15 @@ impl Supervisor {
     ) -> Result<Self, crate::store::Error> {
         let records = store.all()?;
         let drain = Drain::new(store.clone(), boot_id.clone())?;
+        let changes = Changes::open(&config.changes_dir(), &boot_id, KEPT);
+        let uids: HashMap<_, _> = records.iter().map(|it| (&*it.id, &*it.uid)).collect();
+        changes.retain(|it| uids.get(&*it.id) == Some(&&*it.uid));
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let shared = Arc::new(Shared {
             config,
             models,
             boot_id,
-            changes: Arc::new(Changes::new(KEPT)),
+            changes: Arc::new(changes),
             store,
             drain,
             starts: Arc::new(Semaphore::new(STARTS_PER_CPU * cpus)),
@@ -234,7 +237,9 @@ impl Supervisor {
         let id = record.id.clone();
         let (task, device) = Task::new(self.shared.clone(), Arc::new(record), begin, inbox);
         let handle = Handle { requests, device };
-        if begin == Begin::Find {
+        // What was shown of it before is true until its task knows better.
+        let Device { record, .. } = handle.device();
+        if begin == Begin::Find && !self.shared.changes.has(&record.id, &record.uid) {
             self.shared.show(handle.device());
         }
         devices.insert(id, handle.clone());
