@@ -82,7 +82,9 @@ struct Watcher {
     changes: Changes,
     /// Whether the devices have been listed, so that `shown` has all of them.
     listed: bool,
-    /// Whether the agent has sent anything on the present stream.
+    /// Whether the agent has ever agreed to send changes.
+    began: bool,
+    /// Whether it has sent anything on the present stream.
     heard: bool,
     /// Until when an agent that has gone is waited for.
     until: Option<Instant>,
@@ -98,6 +100,7 @@ impl Watcher {
             shown: BTreeMap::new(),
             changes: Changes::default(),
             listed: false,
+            began: false,
             heard: false,
             until: None,
         }
@@ -105,17 +108,13 @@ impl Watcher {
 
     /// Follows the changes over all that can happen to the agent. Ends with an error only.
     async fn run(&mut self, output: &mut Output<'_>) -> Result<(), Error> {
-        // A first call that fails is a failure of this command; later ones are tried again.
-        let mut began = false;
         loop {
             self.heard = false;
             let Err(error) = self.follow(output).await else {
                 // The agent ends a stream when it stops.
                 self.back(None, output).await?;
-                began = true;
                 continue;
             };
-            began |= self.heard;
             match error {
                 Error::Refused { status, .. } if status.code() == Code::OutOfRange => {
                     output.note(&format!("{}; listing the devices again", status.message()));
@@ -126,7 +125,8 @@ impl Watcher {
                 {
                     output.note(&format!("{}; going on from there", status.message()));
                 }
-                error if began && is_loss(&error) => self.back(Some(error), output).await?,
+                // A first call that fails is a failure of this command.
+                error if self.began && is_loss(&error) => self.back(Some(error), output).await?,
                 error => return Err(error),
             }
         }
@@ -140,6 +140,7 @@ impl Watcher {
         };
         let mut devices = self.client.devices();
         let mut stream = self.client.answer(devices.watch_devices(request)).await?;
+        self.began = true;
         while let Some(change) = self.client.next(&mut stream, Some(SILENCE)).await? {
             self.heard = true;
             self.until = None;

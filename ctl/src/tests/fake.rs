@@ -201,7 +201,11 @@ impl DeviceService for Fake {
         let mut asked = self.asked.lock().unwrap();
         asked.watches.push(request.into_inner());
         match self.changes.lock().unwrap().pop_front() {
-            Some(script) => Ok(Response::new(tokio_stream::iter(script))),
+            // A stream that begins with an error does not begin.
+            Some(script) => match script.first() {
+                Some(Err(status)) => Err(status.clone()),
+                _ => Ok(Response::new(tokio_stream::iter(script))),
+            },
             None => Err(Status::internal("the end of the script")),
         }
     }
