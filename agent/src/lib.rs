@@ -167,10 +167,11 @@ pub async fn run(
     health
         .set_serving::<AgentServiceServer<rpc::Service>>()
         .await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
 
     let ended = |mut ending: watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is as good.
@@ -188,7 +189,9 @@ pub async fn run(
         .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .layer(calls.clone())
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(reflection().build_v1()?)
+        // Python's own reflection knows no other.
+        .add_service(reflection().build_v1alpha()?)
         .add_service(DeviceServiceServer::new(service.clone()))
         .add_service(ModelServiceServer::new(service.clone()))
         .add_service(AgentServiceServer::new(service))
