@@ -16,6 +16,7 @@ mod hostile;
 mod logs;
 mod migration;
 mod probe;
+mod python;
 mod stats;
 mod update;
 mod watch;

@@ -2,8 +2,8 @@
 //!
 //! [`Image`] is the QEMU and the Linux guest that set-up leaves in the cache, [`Guest`] a running one, [`Netns`] a
 //! network of its own on the host, [`Agent`] a running `vfu-agent` with its directories, [`traffic`] what goes over the
-//! wire, [`Peer`] a station at its other end. Every wait has a deadline, every fixture cleans up in `Drop`, every error
-//! carries the logs that explain it.
+//! wire, [`Peer`] a station at its other end, [`Python`] a client that is not written in Rust. Every wait has a deadline,
+//! every fixture cleans up in `Drop`, every error carries the logs that explain it.
 
 pub mod agent;
 pub mod cache;
@@ -13,6 +13,7 @@ pub mod guest;
 pub mod image;
 pub mod netns;
 pub mod peer;
+pub mod python;
 pub mod require;
 pub mod traffic;
 
@@ -22,3 +23,4 @@ pub use guest::Guest;
 pub use image::Image;
 pub use netns::Netns;
 pub use peer::Peer;
+pub use python::Python;

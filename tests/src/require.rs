@@ -10,12 +10,15 @@ use anyhow::Result;
 
 use crate::command;
 use crate::image::Image;
+use crate::python::Python;
 
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// The virtual machine that `cargo xtask setup` makes.
     Qemu,
+    /// Python with gRPC, which `cargo xtask setup` makes.
+    Python,
     /// To run as root.
     Root,
     /// To make TAP devices and network namespaces.
@@ -26,6 +29,7 @@ impl Need {
     fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
+            Self::Python => "python",
             Self::Root => "root",
             Self::Tap => "tap",
         }
@@ -38,6 +42,13 @@ impl Need {
                 Ok(Some(_)) => None,
                 Ok(None) => {
                     Some("no QEMU and guest in the cache; cargo xtask setup makes them".to_owned())
+                }
+                Err(error) => Some(format!("{error:#}")),
+            },
+            Self::Python => match Python::find() {
+                Ok(Some(_)) => None,
+                Ok(None) => {
+                    Some("no Python with gRPC in the cache; cargo xtask setup makes it".to_owned())
                 }
                 Err(error) => Some(format!("{error:#}")),
             },

@@ -5,25 +5,41 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use tests::cache::Cache;
 use tests::command::{self, run as run_command};
-use tests::{Image, require};
+use tests::{Image, Python, require};
 
 /// Makes everything.
 pub(crate) fn run() -> Result<Image> {
     program("ip", "iproute2")?;
     let image = Image::prepare()?;
+    python();
     eprintln!("setup: ready in {}", Cache::open()?.dir().display());
     Ok(image)
 }
 
+/// Makes a Python with gRPC. All else works without it, so that a host that can't have it is told so and goes on; the
+/// tests that need it say again that they are skipped.
+fn python() {
+    let venv = || match Python::can_prepare() {
+        true => Ok(()),
+        false => install("no Python that makes environments", "python3-venv"),
+    };
+    if let Err(error) = venv().and_then(|()| Python::prepare()) {
+        eprintln!("setup: no client in Python: {error:#}");
+    }
+}
+
 /// Installs the package when the program is missing.
 pub(crate) fn program(name: &str, package: &str) -> Result<()> {
-    if command::find(name).is_some() {
-        return Ok(());
+    match command::find(name) {
+        Some(_) => Ok(()),
+        None => install(&format!("no program {name}"), package),
     }
+}
+
+/// Installs the package, because of `why`.
+fn install(why: &str, package: &str) -> Result<()> {
     if !require::is_root() {
-        bail!(
-            "no program {name}: install the package {package}, or run this as root, which does it"
-        );
+        bail!("{why}: install the package {package}, or run this as root, which does it");
     }
     eprintln!("setup: installing {package}");
     // A machine that has just started may be installing updates by itself.
