@@ -43,27 +43,33 @@ impl Agent {
             }
         }
         let dir = tempfile::Builder::new().prefix("vfu-").tempdir_in("/tmp")?;
-        let log = File::create(dir.path().join("agent.log"))?;
-        let mut command = Command::new(programs.join("vfu-agent"));
-        command
-            .arg("--run-dir")
-            .arg(dir.path().join("run"))
-            .arg("--state-dir")
-            .arg(dir.path().join("state"))
-            .args(["--listen", &endpoint(dir.path())])
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {command:?}"))?;
         // From here on dropping it ends the process.
         let mut agent = Self {
-            child,
+            child: spawn(programs, dir.path())?,
             programs: programs.to_owned(),
             dir,
         };
-        let socket = socket(agent.dir.path());
-        let child = &mut agent.child;
+        agent.wait_until_it_serves()?;
+        Ok(agent)
+    }
+
+    /// Kills the agent as a crash does: nothing is put in order.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts an agent on what the one before has left.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.end()?;
+        self.child = spawn(&self.programs, self.dir.path())?;
+        self.wait_until_it_serves()
+    }
+
+    fn wait_until_it_serves(&mut self) -> Result<()> {
+        let socket = socket(self.dir.path());
+        let child = &mut self.child;
         let served = command::wait_for("vfu-agent's socket", START_LIMIT, || {
             if let Some(status) = child.try_wait()? {
                 bail!("vfu-agent ended at once: {status}");
@@ -71,9 +77,16 @@ impl Agent {
             Ok(UnixStream::connect(&socket).ok())
         });
         match served {
-            Ok(_) => Ok(agent),
-            Err(error) => Err(anyhow!("{error:#}\n{}", agent.log())),
+            Ok(_) => Ok(()),
+            Err(error) => Err(anyhow!("{error:#}\n{}", self.log())),
         }
+    }
+
+    /// `vfuctl` with the address of this agent.
+    pub fn ctl_command(&self) -> Command {
+        let mut command = Command::new(self.programs.join("vfuctl"));
+        command.env("VFU_ENDPOINT", self.endpoint());
+        command
     }
 
     /// Runs `vfuctl` to its end.
@@ -81,9 +94,7 @@ impl Agent {
         &self,
         args: impl IntoIterator<Item = I>,
     ) -> Result<Output> {
-        let mut command = Command::new(self.programs.join("vfuctl"));
-        command.args(args).env("VFU_ENDPOINT", self.endpoint());
-        command::output(&mut command, CTL_LIMIT)
+        command::output(self.ctl_command().args(args), CTL_LIMIT)
     }
 
     /// Runs `vfuctl` with arguments separated by blanks and returns its stdout; a failure is an error with the
@@ -189,6 +200,25 @@ impl Drop for Agent {
             eprintln!("{error:#}");
         }
     }
+}
+
+fn spawn(programs: &Path, dir: &Path) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("agent.log"))?;
+    let mut command = Command::new(programs.join("vfu-agent"));
+    command
+        .arg("--run-dir")
+        .arg(dir.join("run"))
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .args(["--listen", &endpoint(dir)])
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    command
+        .spawn()
+        .with_context(|| format!("start {command:?}"))
 }
 
 fn terminate(pid: u32, signal: Signal) {
