@@ -7,7 +7,7 @@ mod audit;
 mod change;
 mod changes;
 mod clock;
-mod config;
+pub mod config;
 mod journal;
 mod labels;
 mod limits;
@@ -40,14 +40,12 @@ use tonic::transport::Server;
 
 pub use self::access::{Account, Error as AccessError, Role, Rule, Rules};
 pub use self::audit::Error as AuditError;
-pub use self::config::{Args, Config, LogFormat};
+use self::config::{Config, Live};
 pub use self::socket::{Error as SocketError, bind_api};
 #[cfg(debug_assertions)]
 pub use self::steps::ALL as STEPS;
 pub use self::store::Error as StoreError;
 
-/// How long calls under way may go on after the agent has been asked to end.
-const GRACE: Duration = Duration::from_secs(5);
 /// How long the answers of the last of them may take to their callers.
 const FLUSH: Duration = Duration::from_millis(200);
 
@@ -89,6 +87,9 @@ pub enum Error {
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A rule of access names what is not there.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The audit log can't be written.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -130,20 +131,21 @@ pub fn lock(config: &Config) -> Result<RunLock, Error> {
 
 /// Serves the API on `listener` until `shutdown`. Devices live on; the next agent finds them.
 pub async fn run(
-    config: Config,
+    live: Live,
     _lock: RunLock,
     listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
+    let config = live.get();
     let boot_id = boot_id()?;
     let store = store::Store::open(&config.state_dir)?;
     let models = models::Models::new(config.device_program.as_deref());
-    let audit = audit::Audit::open(&config.audit_path, config.audit_max_bytes)?;
+    let audit = audit::Audit::open(&config.audit_path(), config.audit.max_bytes)?;
     let limits = rpc::CallLimits {
-        count: config.max_calls.into(),
-        request_bytes: rpc::MAX_REQUEST_BYTES.into(),
+        count: (config.limits.concurrent_calls as usize).into(),
+        request_bytes: (config.limits.request_bytes as usize).into(),
     };
-    let access = access::Access::new(config.access.clone());
+    let access = access::Access::new(Rules::new(&config.access)?);
     let calls = rpc::Calls::new(limits, access, audit);
     if let Err(error) = models.get().await {
         tracing::warn!(
@@ -153,7 +155,8 @@ pub async fn run(
     }
 
     let (end, ending) = watch::channel(false);
-    let supervisor = supervisor::Supervisor::start(config, store, models, boot_id, ending.clone())?;
+    let supervisor =
+        supervisor::Supervisor::start(live.clone(), store, models, boot_id, ending.clone())?;
     let supervisor = Arc::new(supervisor);
     let service = rpc::Service::new(supervisor.clone());
 
@@ -202,6 +205,7 @@ pub async fn run(
         result = &mut server => result,
         () = shutdown => {
             tracing::info!("ending; devices live on");
+            let grace = live.get().timeouts.shutdown;
             end.send_replace(true);
             // Connections without a call may stay open for ever; the agent does not wait for them.
             let quiet = async {
@@ -210,7 +214,7 @@ pub async fn run(
             };
             tokio::select! {
                 result = &mut server => result,
-                _ = tokio::time::timeout(GRACE, quiet) => Ok(()),
+                _ = tokio::time::timeout(grace, quiet) => Ok(()),
             }
         }
     };

@@ -25,9 +25,6 @@ const MIN_LOG_BYTES: u64 = 64 << 10;
 /// What a host's memory file system should hold of one device.
 const MAX_LOG_BYTES: u64 = 1 << 30;
 
-/// Log kept of a device when nothing else is said.
-pub(crate) const DEFAULT_LOG_BYTES: u64 = 1 << 20;
-
 /// Files that a process may have open when nothing else is said.
 const DEFAULT_OPEN_FILES: rlim_t = 4096;
 

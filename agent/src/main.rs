@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use agent::{Args, Config, LogFormat};
+use agent::config::{Args, Config, Error, Live, Loaded, LogFormat, Sources};
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,7 +16,21 @@ fn main() -> ExitCode {
         println!("{}", agent::STEPS.join("\n"));
         return ExitCode::SUCCESS;
     }
-    match start(&args) {
+    let check = args.check_config;
+    let loaded = match Sources::new(args).load() {
+        Ok(loaded) => loaded,
+        Err(Error(problems)) => {
+            for problem in problems {
+                eprintln!("vfu-agent: {problem}");
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match check {
+        true => print(&loaded),
+        false => start(loaded),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With all causes in one line, and without a backtrace: it is the operator's to mend.
@@ -26,9 +40,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> anyhow::Result<()> {
-    init_logs(args.log_format)?;
-    let config = Config::new(args).context("find the current directory")?;
+/// Shows what the agent would go by.
+fn print(loaded: &Loaded) -> anyhow::Result<()> {
+    for warning in &loaded.warnings {
+        eprintln!("vfu-agent: {warning}");
+    }
+    let text = toml::to_string(&loaded.config).context("write the configuration as TOML")?;
+    println!("ok\n\n{text}");
+    Ok(())
+}
+
+fn start(loaded: Loaded) -> anyhow::Result<()> {
+    let Loaded { config, warnings } = loaded;
+    init_logs(&config)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -47,7 +74,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     };
 
     let lock = agent::lock(&config)?;
-    let path = config.listen.clone();
+    let path = config.listen();
     let listener = agent::bind_api(&path)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -56,7 +83,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         state_dir = %config.state_dir.display(),
         "starting"
     );
-    let result = agent::run(config, lock, listener, shutdown).await;
+    let result = agent::run(Live::fixed(config), lock, listener, shutdown).await;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, path = %path.display(), "remove the API's socket");
@@ -66,18 +93,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     Ok(result?)
 }
 
-fn init_logs(format: LogFormat) -> anyhow::Result<()> {
-    let filter = match std::env::var("VFU_LOG") {
-        Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("VFU_LOG={text}"))?,
-        Err(_) => EnvFilter::new("info"),
-    };
+fn init_logs(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log={}", config.log))?;
     // A line that can't be written is lost: telling of that on standard error, which it may be about, would panic.
     let logs = tracing_subscriber::fmt()
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
-    match format {
+    match config.log_format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
     }

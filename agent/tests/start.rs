@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use agent::{Args, Config};
+use agent::config::{Args, Live, Sources};
 use clap::Parser;
 use proto::v1::device_service_client::DeviceServiceClient;
 use proto::v1::{CreateDeviceRequest, Device, DeviceSpec, ListDevicesRequest};
@@ -34,16 +34,17 @@ impl Host {
             flag("--state-dir", &dir.path().join("state")),
             flag("--device-program", &program),
         ];
-        let mut config = Config::new(&Args::parse_from(flags.as_flattened())).unwrap();
-        config.start_timeout = Duration::from_millis(300);
-        config.stop_timeout = Duration::from_millis(300);
+        let args = Args::parse_from(flags.as_flattened());
+        let mut config = Sources::with_variables(args, []).load().unwrap().config;
+        config.timeouts.start = Duration::from_millis(300);
+        config.timeouts.stop = Duration::from_millis(300);
         let lock = agent::lock(&config).unwrap();
-        let socket = config.listen.clone();
+        let socket = config.listen();
         let listener = agent::bind_api(&socket).unwrap();
         let (end, ended) = oneshot::channel();
         let shutdown = async { ended.await.unwrap() };
         let mut agent = JoinSet::new();
-        agent.spawn(agent::run(config, lock, listener, shutdown));
+        agent.spawn(agent::run(Live::fixed(config), lock, listener, shutdown));
         let uri = format!("unix://{}", socket.display());
         let channel = Endpoint::from_shared(uri).unwrap().connect().await.unwrap();
         Self {

@@ -25,8 +25,6 @@ use uuid::Uuid;
 
 use self::segments::{Left, Segments};
 
-/// So many changes are kept unless the configuration says otherwise.
-pub(crate) const KEPT: usize = 8192;
 /// Kept changes have so many bytes at most, however few they are then: one device may have 128 KiB.
 const KEPT_BYTES: usize = 16 << 20;
 /// What a change costs beside the device's message.

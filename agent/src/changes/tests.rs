@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// So many changes are kept where a test is not about that.
+const KEPT: usize = 8192;
+
 fn changes(kept: usize) -> Arc<Changes> {
     Arc::new(Changes::new(kept))
 }

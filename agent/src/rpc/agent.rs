@@ -25,7 +25,7 @@ impl Service {
     /// The agent as it is now.
     async fn agent(&self) -> v1::Agent {
         let shared = &self.supervisor.shared;
-        let config = &shared.config;
+        let config = shared.config();
         let runtime = match shared.models.get().await {
             Ok(catalogue) => v1::Runtime {
                 name: RUNTIME.to_owned(),
@@ -73,8 +73,12 @@ impl Service {
             runtimes: vec![runtime],
             device_counts: Some(device_counts),
             limits: Some(v1::AgentLimits {
-                devices: to_i32(config.max_devices),
-                concurrent_calls: to_i32(config.max_calls),
+                devices: config.limits.devices.try_into().unwrap_or(i32::MAX),
+                concurrent_calls: config
+                    .limits
+                    .concurrent_calls
+                    .try_into()
+                    .unwrap_or(i32::MAX),
                 request_bytes: to_i64(MAX_REQUEST_BYTES),
                 config_bytes: to_i64(MAX_CONFIG_BYTES),
                 open_files: i64::try_from(open_files_of_agent()).unwrap_or(i64::MAX),

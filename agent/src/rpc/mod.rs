@@ -38,9 +38,6 @@ use crate::supervisor::{Device, Error, Supervisor};
 /// What tonic takes in one message unless it is told otherwise.
 pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
 
-/// Streams that there may be at once.
-const MAX_STREAMS: usize = 256;
-
 /// All services; clones serve the same devices.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
@@ -52,7 +49,10 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(supervisor: Arc<Supervisor>) -> Self {
-        let streams = Streams::new(MAX_STREAMS, supervisor.shutdown.clone());
+        let streams = Streams::new(
+            supervisor.shared.config().limits.watches as usize,
+            supervisor.shutdown.clone(),
+        );
         Self {
             supervisor,
             streams,

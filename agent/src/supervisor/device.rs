@@ -79,9 +79,10 @@ impl Task {
     ) -> (Self, watch::Receiver<Device>) {
         let mut hasher = DefaultHasher::new();
         record.uid.hash(&mut hasher);
+        let config = shared.config();
         let timeouts = Timeouts {
-            start: shared.config.start_timeout,
-            stop: shared.config.stop_timeout,
+            start: config.timeouts.start,
+            stop: config.timeouts.stop,
         };
         let policy = record.spec.restart_policy;
         let first = begin == Begin::Create;
@@ -326,7 +327,7 @@ impl Task {
             let failure = match (self.refusal.take(), self.state.phase) {
                 (Some(refusal), _) => StartError::Refused(refusal),
                 (None, Phase::Overdue { .. }) => StartError::Late {
-                    timeout: self.shared.config.start_timeout,
+                    timeout: self.shared.config().timeouts.start,
                     log,
                 },
                 (None, _) => StartError::Ended { exit, log },

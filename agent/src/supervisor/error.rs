@@ -55,7 +55,7 @@ pub(crate) enum Error {
     )]
     RequestReused { request_id: String, id: String },
     #[error("there are {limit} devices, which is this agent's limit; delete one first")]
-    Full { limit: usize },
+    Full { limit: u32 },
     #[error(
         "a process that no record knows serves {}; stop it, or choose another id", path.display()
     )]

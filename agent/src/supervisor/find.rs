@@ -20,7 +20,7 @@ impl Task {
             .dir
             .read_manifest()
             .filter(|it| it.uid == self.record.uid && it.boot_id == self.shared.boot_id);
-        let patience = self.shared.config.start_timeout;
+        let patience = self.shared.config().timeouts.start;
         let found = match &manifest {
             Some(manifest) => start::adopt(&self.dir, manifest, patience).await,
             None => None,

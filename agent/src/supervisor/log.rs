@@ -21,7 +21,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::Shared;
-use crate::limits::DEFAULT_LOG_BYTES;
 
 /// How often all logs are looked at: what a process can write in that time is what it can have beyond its limit.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -59,13 +58,14 @@ pub(super) async fn keep(shared: Arc<Shared>, mut shutdown: watch::Receiver<bool
 
 /// The logs that a process may write to, each with its limit.
 fn written(shared: &Shared) -> Vec<(PathBuf, u64)> {
+    let log_bytes = shared.config().limits.log_bytes;
     let devices = shared.devices();
     devices
         .iter()
         .filter_map(|(id, handle)| {
             let device = handle.device.borrow();
             let limit = device.record.spec.limits.log_bytes;
-            let limit = limit.unwrap_or(DEFAULT_LOG_BYTES);
+            let limit = limit.unwrap_or(log_bytes);
             (device.view.pid.is_some()).then(|| (shared.dir(id).log(), limit))
         })
         .collect()

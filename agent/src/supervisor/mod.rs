@@ -41,8 +41,8 @@ pub(crate) use self::request::Update;
 use self::rundir::RunDir;
 use self::update::UPDATE_TIMEOUT;
 pub(crate) use self::view::{Configured, Life, View};
-use crate::changes::{Changes, KEPT};
-use crate::config::Config;
+use crate::changes::Changes;
+use crate::config::{Config, Live};
 use crate::limits::{self, Limits};
 use crate::models::Models;
 use crate::rpc;
@@ -54,7 +54,7 @@ use crate::store::{Record, Store};
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much longer than SIGTERM to SIGKILL a deletion may take.
 const DELETE_SLACK: Duration = Duration::from_secs(5);
-/// Device processes that may be starting at once, per processor.
+/// Device processes that may be starting at once, per processor, unless the configuration says how many.
 const STARTS_PER_CPU: usize = 4;
 /// Requests that wait for one device.
 const QUEUE: usize = 16;
@@ -62,7 +62,7 @@ const QUEUE: usize = 16;
 /// What all tasks share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) config: Config,
+    config: Live,
     pub(crate) models: Models,
     pub(crate) boot_id: String,
     pub(crate) changes: Arc<Changes>,
@@ -73,6 +73,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The configuration as it is now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.get()
+    }
+
     fn devices(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
         self.devices.lock().expect("no holder panics")
     }
@@ -100,7 +105,7 @@ impl Shared {
     }
 
     fn dir(&self, id: &str) -> RunDir {
-        RunDir::new(&self.config.devices_dir(), id)
+        RunDir::new(&self.config().devices_dir(), id)
     }
 }
 
@@ -163,7 +168,7 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     /// Finds the devices of the agent before this one, or starts them anew, all at once.
     pub(crate) fn start(
-        config: Config,
+        config: Live,
         store: Store,
         models: Models,
         boot_id: String,
@@ -171,10 +176,18 @@ impl Supervisor {
     ) -> Result<Self, crate::store::Error> {
         let records = store.all()?;
         let drain = Drain::new(store.clone(), boot_id.clone())?;
-        let changes = Changes::open(&config.changes_dir(), &boot_id, KEPT);
+        let settings = config.get();
+        let kept = settings.limits.watch_changes as usize;
+        let changes = Changes::open(&settings.changes_dir(), &boot_id, kept);
         let uids: HashMap<_, _> = records.iter().map(|it| (&*it.id, &*it.uid)).collect();
         changes.retain(|it| uids.get(&*it.id) == Some(&&*it.uid));
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let starting = settings.limits.starting.map_or_else(
+            || {
+                let cpus = std::thread::available_parallelism();
+                STARTS_PER_CPU * cpus.map_or(1, std::num::NonZero::get)
+            },
+            |it| it as usize,
+        );
         let shared = Arc::new(Shared {
             config,
             models,
@@ -182,7 +195,7 @@ impl Supervisor {
             changes: Arc::new(changes),
             store,
             drain,
-            starts: Arc::new(Semaphore::new(STARTS_PER_CPU * cpus)),
+            starts: Arc::new(Semaphore::new(starting)),
             devices: Mutex::default(),
         });
         let supervisor = Self {
@@ -204,7 +217,7 @@ impl Supervisor {
 
     /// Removes the directories of devices that have no record and no process.
     fn sweep(&self, records: &[Record]) {
-        let Ok(entries) = std::fs::read_dir(self.shared.config.devices_dir()) else {
+        let Ok(entries) = std::fs::read_dir(self.shared.config().devices_dir()) else {
             return;
         };
         for entry in entries.flatten() {
@@ -297,8 +310,8 @@ impl Supervisor {
         }
         // Under the lock of the devices: a shutdown that comes later finds the device among them.
         self.shared.drain.check_creation()?;
-        let limit = self.shared.config.max_devices;
-        if devices.len() >= limit {
+        let limit = self.shared.config().limits.devices;
+        if devices.len() >= limit as usize {
             return Err(Error::Full { limit });
         }
         if dir.path().exists() && Control::connect(&dir.control()).is_ok() {
@@ -366,7 +379,7 @@ impl Supervisor {
 
     /// Takes a device down and waits until nothing is left of it.
     pub(crate) async fn delete(&self, id: &str, etag: String, force: bool) -> Result<(), Error> {
-        let patience = self.shared.config.stop_timeout + DELETE_SLACK;
+        let patience = self.shared.config().timeouts.stop + DELETE_SLACK;
         self.ask(id, patience, |reply| Request::Delete { etag, force, reply })
             .await
     }
@@ -378,8 +391,8 @@ impl Supervisor {
         etag: String,
         force: bool,
     ) -> Result<Device, Error> {
-        let config = &self.shared.config;
-        let patience = config.stop_timeout + config.start_timeout + DELETE_SLACK;
+        let config = self.shared.config();
+        let patience = config.timeouts.stop + config.timeouts.start + DELETE_SLACK;
         self.ask(id, patience, |reply| Request::Restart {
             etag,
             force,
