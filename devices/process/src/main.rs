@@ -6,6 +6,7 @@
 mod args;
 mod control;
 mod failure;
+mod heap;
 mod inherit;
 mod probe;
 mod server;
@@ -27,6 +28,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    heap::set_up();
     let args = Args::parse();
     if let Err(failure) = log_to_stderr(args.serve.log_format) {
         let _ = writeln!(std::io::stderr(), "vfu-device: {failure}");
@@ -112,6 +114,7 @@ fn serve(args: Serve) -> ExitCode {
             }
         };
     info!(model = args.model, "serving");
+    heap::trim();
     match server.run(control) {
         Ok(signal) => {
             info!(%signal, "ended by signal");
