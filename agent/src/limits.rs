@@ -21,9 +21,9 @@ const MIN_CPU_MILLIS: u32 = 10;
 /// A thousand processors.
 const MAX_CPU_MILLIS: u32 = 1_000_000;
 /// It is shortened by whole blocks of a file system.
-const MIN_LOG_BYTES: u64 = 64 << 10;
+pub(crate) const MIN_LOG_BYTES: u64 = 64 << 10;
 /// What a host's memory file system should hold of one device.
-const MAX_LOG_BYTES: u64 = 1 << 30;
+pub(crate) const MAX_LOG_BYTES: u64 = 1 << 30;
 
 /// Files that a process may have open when nothing else is said.
 const DEFAULT_OPEN_FILES: rlim_t = 4096;
@@ -88,6 +88,28 @@ impl Limits {
         check("log_bytes", self.log_bytes, MIN_LOG_BYTES, MAX_LOG_BYTES);
     }
 
+    /// Which limit may have ended a process that left these words.
+    pub(crate) fn cause(&self, signal: Option<i32>, log: &str) -> Option<String> {
+        let says = |words: &[&str]| words.iter().any(|it| log.contains(it));
+        let violent = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS].map(Some);
+        let memory = says(&[
+            "memory allocation of",
+            "memory exhausted",
+            "Cannot allocate memory",
+            "ENOMEM",
+        ]);
+        let files = says(&["Too many open files", "EMFILE"]);
+        match (self.memory_bytes, self.open_files) {
+            (Some(bytes), _) if memory || violent.contains(&signal) => Some(format!(
+                "its limits.memory_bytes of {bytes} may be too little"
+            )),
+            (_, Some(count)) if files => {
+                Some(format!("its limits.open_files of {count} may be too few"))
+            }
+            _ => None,
+        }
+    }
+
     /// The resource limits of a process, in the order in which they are to be set.
     pub(crate) fn of_process(&self) -> Resources {
         let files = open_files_of_agent();
@@ -148,6 +170,21 @@ mod tests {
             log_bytes: Some(u64::MAX),
         };
         assert_eq!(refused(more), all);
+    }
+
+    #[test]
+    fn a_limit_that_may_have_ended_a_process_is_named() {
+        let limits = Limits {
+            memory_bytes: Some(5 << 20),
+            open_files: Some(33),
+            ..Limits::default()
+        };
+        let cause = |signal, log| limits.cause(signal, log).unwrap_or_default();
+        let failed = "memory allocation of 4096 bytes failed";
+        assert!(cause(Some(libc::SIGABRT), failed).contains("memory_bytes of 5242880"));
+        assert!(cause(None, "e: Too many open files (os error 24)").contains("open_files of 33"));
+        assert_eq!(cause(Some(libc::SIGKILL), ""), "");
+        assert_eq!(Limits::default().cause(Some(libc::SIGABRT), failed), None);
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod deadly {
         "create.checked",
         "create.recorded",
         "start.directory",
+        "start.cgroup",
         "start.bound",
         "start.spawned",
         "start.noted",
@@ -65,6 +66,7 @@ mod deadly {
         "delete.recorded",
         "delete.terminated",
         "delete.ended",
+        "delete.cgroup",
         "delete.removed",
         "delete.forgotten",
         // Another agent finds it.

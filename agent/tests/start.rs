@@ -9,7 +9,7 @@ use std::time::Duration;
 use agent::config::{Args, Live, Sources};
 use clap::Parser;
 use proto::v1::device_service_client::DeviceServiceClient;
-use proto::v1::{CreateDeviceRequest, Device, DeviceSpec, ListDevicesRequest};
+use proto::v1::{CreateDeviceRequest, Device, DeviceSpec, ListDevicesRequest, ResourceLimits};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
@@ -59,6 +59,10 @@ impl Host {
     async fn refused(&mut self, model: &str) -> Status {
         let spec = DeviceSpec {
             model: model.to_owned(),
+            limits: Some(ResourceLimits {
+                memory_bytes: 32 << 20,
+                ..ResourceLimits::default()
+            }),
             ..DeviceSpec::default()
         };
         let request = CreateDeviceRequest {
@@ -110,5 +114,15 @@ async fn a_program_that_dies_without_a_word_on_the_control_socket_is_quoted() {
     for word in ["exited with code 7", "what hurt"] {
         assert!(error.message().contains(word), "{error}");
     }
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_limit_that_a_program_ran_into_is_named() {
+    let mut host = Host::start().await;
+    let error = host.refused("greedy").await;
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    let limit = "limits.memory_bytes of 33554432";
+    assert!(error.message().contains(limit), "{error}");
     host.end().await;
 }

@@ -13,6 +13,7 @@ mod e1000;
 mod fault;
 mod guest;
 mod hostile;
+mod limits;
 mod logs;
 mod migration;
 mod probe;

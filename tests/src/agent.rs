@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cgroup;
 use crate::command::{self, Output};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -199,6 +200,7 @@ impl Drop for Agent {
         if let Err(error) = gone {
             eprintln!("{error:#}");
         }
+        cgroup::remove(&self.dir.path().join("run"));
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod cache;
+pub mod cgroup;
 pub mod command;
 pub mod device;
 pub mod guest;

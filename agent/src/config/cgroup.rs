@@ -1,27 +1,65 @@
 //! `[cgroup]`: the cgroups of devices.
 
-use std::path::{Component, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Problem;
-
-/// Where devices have their cgroups (version 2).
+/// Cgroups (version 2), of which each device's process has one of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cgroup {
-    /// The cgroup under which each device's process has one of its own, such as `vfu.slice`, from the root of the
-    /// hierarchy; when it is not named, the agent looks for one where it may write.
-    pub path: Option<PathBuf>,
+    /// Where they are.
+    pub path: Path,
 }
 
-impl Cgroup {
-    pub(super) fn check(&self, bad: &mut Vec<Problem>) {
-        let Some(path) = &self.path else { return };
-        let plain = |it| matches!(it, Component::Normal(_) | Component::RootDir);
-        if path.as_os_str().is_empty() || !path.components().all(plain) {
-            let why = format!("{:?} is not the path of a cgroup, such as vfu.slice", path);
-            bad.push(Problem::new("cgroup.path", why));
+/// `auto`, `off`, or the absolute path of a cgroup's directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Path {
+    /// In `vfu.slice` at the root of the hierarchy, if the agent may write there.
+    #[default]
+    Auto,
+    /// Nowhere: devices are in the agent's.
+    Off,
+    /// In this one, which is delegated to the agent. Absolute.
+    At(PathBuf),
+}
+
+impl TryFrom<String> for Path {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match &*text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            path if path.starts_with('/') => Ok(Self::At(path.into())),
+            _ => Err("expected auto, off, or the absolute path of a cgroup's directory".into()),
+        }
+    }
+}
+
+impl From<Path> for String {
+    fn from(path: Path) -> Self {
+        match path {
+            Path::Auto => "auto".to_owned(),
+            Path::Off => "off".to_owned(),
+            Path::At(path) => path.display().to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_are_somewhere_absolute_or_nowhere() {
+        for text in ["auto", "off", "/sys/fs/cgroup/vfu.slice"] {
+            let path = Path::try_from(text.to_owned()).unwrap();
+            assert_eq!(String::from(path), text);
+        }
+        for text in ["", "vfu.slice", "Auto"] {
+            Path::try_from(text.to_owned()).unwrap_err();
         }
     }
 }

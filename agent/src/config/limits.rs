@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
+use crate::limits::{MAX_LOG_BYTES, MIN_LOG_BYTES};
 
 /// What the agent allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,8 @@ impl Limits {
         check("limits.watch_changes", *watch_changes, 16, 1 << 20);
         check("limits.watches", *watches, 1, 1 << 16);
         check("limits.starting", starting.unwrap_or(1), 1, 1 << 12);
-        between(bad, "limits.log_bytes", *log_bytes, 4 << 10, 1 << 30);
+        let (least, most) = (MIN_LOG_BYTES, MAX_LOG_BYTES);
+        between(bad, "limits.log_bytes", *log_bytes, least, most);
     }
 }
 

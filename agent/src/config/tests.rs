@@ -61,7 +61,7 @@ fn full() -> Config {
             ..Limits::default()
         },
         cgroup: Cgroup {
-            path: Some("vfu.slice".into()),
+            path: CgroupPath::At("/sys/fs/cgroup/vfu.slice".into()),
         },
         ..Config::default()
     }

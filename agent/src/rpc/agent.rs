@@ -6,8 +6,8 @@ use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use tonic::{Request, Response, Status};
 
+use super::Service;
 use super::status::invalid_field;
-use super::{MAX_REQUEST_BYTES, Service};
 use crate::limits::open_files_of_agent;
 use crate::models::MAX_CONFIG_BYTES;
 use crate::supervisor::{Life, chain};
@@ -79,15 +79,22 @@ impl Service {
                     .concurrent_calls
                     .try_into()
                     .unwrap_or(i32::MAX),
-                request_bytes: to_i64(MAX_REQUEST_BYTES),
+                request_bytes: config.limits.request_bytes.into(),
                 config_bytes: to_i64(MAX_CONFIG_BYTES),
                 open_files: i64::try_from(open_files_of_agent()).unwrap_or(i64::MAX),
-                ..v1::AgentLimits::default()
+                watches: i32::try_from(config.limits.watches).unwrap_or(i32::MAX),
+                watch_changes: i32::try_from(config.limits.watch_changes).unwrap_or(i32::MAX),
+                log_bytes: i64::try_from(config.limits.log_bytes).unwrap_or(i64::MAX),
+                starting: to_i32(shared.start_limit),
             }),
             drain_time: drained.as_ref().map(|it| it.time.into()),
             drain_reason: drained.map(|it| it.reason).unwrap_or_default(),
             shut_down_time: shared.drain.shut_down_time().map(Into::into),
-            ..v1::Agent::default()
+            cgroup: shared
+                .cgroups
+                .path()
+                .map_or_else(String::new, |it| it.display().to_string()),
+            cgroup_error: shared.cgroups.error().to_owned(),
         }
     }
 }

@@ -35,9 +35,6 @@ use crate::schema::Violation;
 use crate::stats::Reader;
 use crate::supervisor::{Device, Error, Supervisor};
 
-/// What tonic takes in one message unless it is told otherwise.
-pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
-
 /// All services; clones serve the same devices.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
@@ -88,7 +85,7 @@ impl DeviceService for Service {
         let validate_only = request.validate_only;
         let catalogue = self.supervisor.shared.models.get().await?;
         let record = convert::record(request, &catalogue, traceparent)?;
-        Supervisor::check_limits(&record.spec.limits)?;
+        self.supervisor.check_limits(&record.spec.limits)?;
         if validate_only {
             self.supervisor.check(&record)?;
             return Ok(Response::new(convert::validated(&record)));
@@ -129,7 +126,7 @@ impl DeviceService for Service {
             update.catalogue = Some(self.supervisor.shared.models.get().await?);
         }
         let planned = device.planned(&update)?;
-        Supervisor::check_limits(&planned.record.spec.limits)?;
+        self.supervisor.check_limits(&planned.record.spec.limits)?;
         let device = match validate_only {
             true => planned,
             false => self.supervisor.update(&id, update).await?,

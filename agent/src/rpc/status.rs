@@ -356,6 +356,7 @@ fn start(id: Option<&str>, failure: &StartError) -> Status {
         StartError::Late { .. } => Code::Unavailable,
         StartError::Store(_)
         | StartError::Earlier(_)
+        | StartError::Cgroup(_)
         | StartError::Directory { .. }
         | StartError::Socket(_)
         | StartError::Control(_) => match reason {

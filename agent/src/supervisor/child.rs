@@ -1,17 +1,19 @@
 //! Device processes: spawned so that they outlive the agent, found again by a later one, and
 //! watched by pidfd either way, so that a pid that is used again is never mistaken for them.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
+use super::birth::{self, Birth, Child};
 use super::fd;
 use crate::limits::Resources;
 
@@ -25,6 +27,14 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// The signal that ended it.
+    pub(crate) fn signal(self) -> Option<i32> {
+        match self {
+            Self::Signal(number) => Some(number),
+            Self::Code(_) | Self::Unknown => None,
+        }
+    }
+
     pub(crate) fn success(self) -> bool {
         self == Self::Code(0)
     }
@@ -57,6 +67,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) stats: &'a File,
     pub(crate) log: File,
     pub(crate) limits: Resources,
+    /// The directory of its cgroup, when it has one of its own.
+    pub(crate) cgroup: Option<OwnedFd>,
 }
 
 /// A running device process. Dropping it leaves it running.
@@ -76,29 +88,36 @@ impl Process {
             launch.control.as_fd(),
             launch.stats.as_fd(),
         ];
-        let mut command = Command::new(launch.program);
-        command
-            .arg(launch.model)
-            .args(["--fd", &inherited[0].as_raw_fd().to_string()])
-            .args(["--control-fd", &inherited[1].as_raw_fd().to_string()])
-            .args(["--stats-fd", &inherited[2].as_raw_fd().to_string()])
-            .args(["--config", launch.config_argument])
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(launch.log.try_clone()?)
-            .stderr(launch.log);
-        let mut child = fd::spawn(&mut command, &inherited, launch.limits)?;
-        let pid = i32::try_from(child.id()).expect("the kernel's pids fit into pid_t");
-        // The child is not reaped yet, so that its pid is its own.
-        match fd::pidfd_open(pid).and_then(fd::watch) {
+        let numbers = inherited.map(|fd| fd.as_raw_fd().to_string());
+        let arguments = [
+            launch.model,
+            "--fd",
+            &numbers[0],
+            "--control-fd",
+            &numbers[1],
+            "--stats-fd",
+            &numbers[2],
+            "--config",
+            launch.config_argument,
+        ];
+        let (child, pidfd) = birth::spawn(&Birth {
+            program: launch.program,
+            arguments: &arguments.map(OsStr::new),
+            output: launch.log.as_fd(),
+            inherited: &inherited,
+            limits: launch.limits,
+            cgroup: launch.cgroup.as_ref().map(AsFd::as_fd),
+        })?;
+        match fd::watch(pidfd) {
             Ok(pidfd) => Ok(Self {
-                pid,
+                pid: child.pid,
                 pidfd,
                 child: Some(child),
             }),
             Err(error) => {
-                child.kill()?;
-                child.wait()?;
+                // Nobody has waited for it, so that its pid is its own.
+                kill(Pid::from_raw(child.pid), Signal::SIGKILL)?;
+                birth::wait(&child)?;
                 Err(error)
             }
         }
@@ -137,7 +156,7 @@ impl Process {
     pub(crate) async fn exited(&mut self) -> Exit {
         // An error here is one of the reactor, which ends with the agent.
         let _readable = self.pidfd.readable().await;
-        let status = self.child.as_mut().map(|child| child.wait());
+        let status = self.child.as_ref().map(birth::wait);
         match status {
             Some(Ok(status)) => match (status.code(), status.signal()) {
                 (Some(code), _) => Exit::Code(code),
@@ -187,6 +206,7 @@ mod tests {
             stats: &stats,
             log,
             limits: limits.of_process(),
+            cgroup: None,
         });
         let fds = [socket.as_raw_fd(), control.as_raw_fd(), stats.as_raw_fd()];
         (process.unwrap(), fds)

@@ -58,6 +58,8 @@ pub(super) struct Task {
     pub(super) control: Option<Control>,
     /// Where in the log the words of this process begin.
     log_offset: u64,
+    /// How often the kernel had ended something in its cgroup when the process started.
+    memory_ends: u64,
     refusal: Option<control::Refusal>,
     permit: Option<OwnedSemaphorePermit>,
     pub(super) resets: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
@@ -104,6 +106,7 @@ impl Task {
             process: None,
             control: None,
             log_offset: 0,
+            memory_ends: 0,
             refusal: None,
             permit: None,
             resets: HashMap::new(),
@@ -221,11 +224,13 @@ impl Task {
             &self.record,
             &self.dir,
             boot_id,
+            &self.shared.cgroups,
             &mut self.sockets,
         )
         .await?;
         info!(pid = running.process.pid(), "device process started");
         self.refusal = None;
+        self.memory_ends = self.shared.cgroups.memory_ends(&self.record.id);
         self.take(running);
         self.view.configured = Configured::Yes;
         self.state.spawned(Instant::now());
@@ -330,7 +335,11 @@ impl Task {
                     timeout: self.shared.config().timeouts.start,
                     log,
                 },
-                (None, _) => StartError::Ended { exit, log },
+                (None, _) => StartError::Ended {
+                    exit,
+                    cause: self.cause(exit, &log),
+                    log,
+                },
             };
             warn!(pid, %exit, failure = chain(&failure), "device process ended by itself");
             steps::reached("process.ended");
@@ -348,10 +357,23 @@ impl Task {
         self.event(Event::Ended { success }).await;
     }
 
+    /// What of the limits, or of the host, may have ended the process.
+    pub(super) fn cause(&self, exit: Exit, log: &str) -> Option<String> {
+        let memory_ends = self.shared.cgroups.memory_ends(&self.record.id);
+        if memory_ends > self.memory_ends {
+            return Some("the kernel chose it when memory ran out".to_owned());
+        }
+        self.record.spec.limits.cause(exit.signal(), log)
+    }
+
     /// Removes all that is left of the device: first what others see, then the record, so that an
     /// agent that dies in between goes on with it.
     async fn clean_up(&mut self) {
         self.sockets = None;
+        if let Err(error) = self.shared.cgroups.remove(&self.record.id).await {
+            warn!(%error, "cgroup not removed");
+        }
+        steps::reached("delete.cgroup");
         let mut result = self.dir.remove().map_err(|source| Error::NotRemoved {
             id: self.record.id.clone(),
             path: self.dir.path().to_owned(),

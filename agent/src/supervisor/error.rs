@@ -148,8 +148,15 @@ pub(crate) enum StartError {
     Control(#[source] std::io::Error),
     #[error("{}", .0.message)]
     Refused(Refusal),
-    #[error("the device's process {exit}{}", logged(log))]
-    Ended { exit: Exit, log: String },
+    #[error("make the device's cgroup")]
+    Cgroup(#[source] std::io::Error),
+    #[error("the device's process {exit}{}{}", because(cause.as_ref()), logged(log))]
+    Ended {
+        exit: Exit,
+        /// What of its limits or the host's may have ended it.
+        cause: Option<String>,
+        log: String,
+    },
     #[error("the device's process was not ready within {timeout:?}{}", logged(log))]
     Late { timeout: Duration, log: String },
     /// As an earlier agent has seen it.
@@ -181,11 +188,16 @@ impl StartError {
                 RefusalKind::Unavailable => "UNAVAILABLE",
                 RefusalKind::Internal => "DEVICE_PROGRAM_FAILED",
             },
+            Self::Cgroup(_) => "CGROUP",
             Self::Ended { .. } => "PROCESS_EXITED",
             Self::Late { .. } => "PROCESS_LATE",
             Self::Earlier(failure) => &failure.reason,
         }
     }
+}
+
+fn because(cause: Option<&String>) -> String {
+    cause.map_or_else(String::new, |it| format!(" ({it})"))
 }
 
 fn logged(log: &str) -> String {

@@ -1,51 +1,17 @@
 //! What the supervisor asks of the kernel that has no safe interface in the crates at hand: pidfds,
-//! the fds and the session of a child, and readiness of any fd. Small, and safe from outside.
+//! and readiness of any fd. Small, and safe from outside.
 #![expect(
     unsafe_code,
-    reason = "the standard library has no stable pidfd, setsid or list of fds to inherit, and tokio \
+    reason = "the standard library has no stable pidfd, and tokio \
               registers any fd only by an unsafe call"
 )]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::resource::setrlimit;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-use crate::limits::Resources;
-
-/// Starts `command` in a session of its own and with these limits, with `inherited` open under their numbers beside
-/// stdio.
-pub(super) fn spawn<const N: usize>(
-    command: &mut Command,
-    inherited: &[BorrowedFd<'_>; N],
-    limits: Resources,
-) -> io::Result<Child> {
-    let numbers = inherited.map(|fd| fd.as_raw_fd());
-    let prepare = move || {
-        nix::unistd::setsid()?;
-        for number in numbers {
-            // SAFETY: this is a copy of the fds that `inherited` borrows while `spawn` runs.
-            let fd = unsafe { BorrowedFd::borrow_raw(number) };
-            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        }
-        for (resource, limit) in limits.0 {
-            if let Some(limit) = limit {
-                setrlimit(resource, limit, limit)?;
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: `prepare` runs between fork and exec and calls setsid, fcntl and setrlimit alone, which are
-    // async-signal-safe; it neither allocates nor takes a lock.
-    unsafe { command.pre_exec(prepare) };
-    command.spawn()
-}
 
 /// A descriptor of the process that has this pid now.
 pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {

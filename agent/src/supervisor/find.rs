@@ -46,9 +46,11 @@ impl Task {
                 self.publish();
             }
             None if manifest.is_some_and(|it| it.pid.is_some()) => {
+                let (exit, log) = (Exit::Unknown, self.dir.log_tail(0));
                 let failure = StartError::Ended {
-                    exit: Exit::Unknown,
-                    log: self.dir.log_tail(0),
+                    exit,
+                    cause: self.cause(exit, &log),
+                    log,
                 };
                 warn!(failure = chain(&failure), "device process ended by itself");
                 self.view.failure = Some(Arc::new(failure));

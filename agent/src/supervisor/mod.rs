@@ -4,6 +4,8 @@
 //! by mpsc and shows how it is by watch. The set knows each task by those two ends.
 
 mod backoff;
+mod birth;
+mod cgroup;
 mod child;
 mod control;
 mod device;
@@ -31,6 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use self::cgroup::Cgroups;
 use self::control::Control;
 pub(crate) use self::control::RefusalKind;
 use self::device::{Begin, Task};
@@ -66,9 +69,12 @@ pub(crate) struct Shared {
     pub(crate) models: Models,
     pub(crate) boot_id: String,
     pub(crate) changes: Arc<Changes>,
+    pub(crate) cgroups: Cgroups,
     store: Store,
     pub(crate) drain: Drain,
     starts: Arc<Semaphore>,
+    /// Device processes that may be starting at once.
+    pub(crate) start_limit: usize,
     devices: Mutex<BTreeMap<String, Handle>>,
 }
 
@@ -188,7 +194,12 @@ impl Supervisor {
             },
             |it| it as usize,
         );
+        let cgroups = Cgroups::find(&settings.cgroup.path, &settings.run_dir);
+        if !cgroups.error().is_empty() {
+            tracing::warn!("{}", cgroups.error());
+        }
         let shared = Arc::new(Shared {
+            cgroups,
             config,
             models,
             boot_id,
@@ -196,6 +207,7 @@ impl Supervisor {
             store,
             drain,
             starts: Arc::new(Semaphore::new(starting)),
+            start_limit: starting,
             devices: Mutex::default(),
         });
         let supervisor = Self {
@@ -217,6 +229,8 @@ impl Supervisor {
 
     /// Removes the directories of devices that have no record and no process.
     fn sweep(&self, records: &[Record]) {
+        let is_known = |id: &str| records.iter().any(|record| record.id == id);
+        self.shared.cgroups.sweep(is_known);
         let Ok(entries) = std::fs::read_dir(self.shared.config().devices_dir()) else {
             return;
         };
@@ -281,7 +295,7 @@ impl Supervisor {
     }
 
     /// Whether this host can hold a device to its limits.
-    pub(crate) fn check_limits(limits: &Limits) -> Result<(), Error> {
+    pub(crate) fn check_limits(&self, limits: &Limits) -> Result<(), Error> {
         let most = limits::open_files_of_agent();
         if let Some(files) = limits.open_files.filter(|it| u64::from(*it) > most) {
             let why = format!(
@@ -291,12 +305,11 @@ impl Supervisor {
             let limit = "open_files";
             return Err(Error::Unenforceable { limit, why });
         }
-        if limits.cpu_millis.is_some() {
-            let limit = "cpu_millis";
-            let why = "devices have no cgroups on this host; leave it out".to_owned();
-            return Err(Error::Unenforceable { limit, why });
-        }
-        Ok(())
+        let cpu = limits
+            .cpu_millis
+            .map_or(Ok(()), |_| self.shared.cgroups.check_cpu());
+        let limit = "cpu_millis";
+        cpu.map_err(|why| Error::Unenforceable { limit, why })
     }
 
     fn check_free(&self, devices: &BTreeMap<String, Handle>, id: &str) -> Result<(), Error> {
@@ -467,6 +480,7 @@ impl Supervisor {
         {
             tracing::warn!("device tasks did not end in time");
         }
+        self.shared.cgroups.close();
     }
 }
 

@@ -9,6 +9,7 @@ use nix::sys::socket::SockType;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::cgroup::Cgroups;
 use super::child::{Launch, Process};
 use super::control::{Control, Message, Status};
 use super::error::StartError;
@@ -51,6 +52,7 @@ pub(super) async fn spawn(
     record: &Record,
     dir: &RunDir,
     boot_id: &str,
+    cgroups: &Cgroups,
     sockets: &mut Option<Sockets>,
 ) -> Result<Running, StartError> {
     let directory = |source| StartError::Directory {
@@ -67,6 +69,10 @@ pub(super) async fn spawn(
     dir.create(&manifest, &record.spec.config)
         .map_err(directory)?;
     steps::reached("start.directory");
+    let limits = &record.spec.limits;
+    let cgroup = cgroups.make(&record.id, limits).await;
+    let cgroup = cgroup.map_err(StartError::Cgroup)?;
+    steps::reached("start.cgroup");
     let (log, log_offset) = dir.open_log().map_err(directory)?;
     let stats = dir.create_stats().map_err(directory)?;
     let bound = match sockets.take() {
@@ -90,7 +96,8 @@ pub(super) async fn spawn(
         control: &bound.control,
         stats: &stats,
         log,
-        limits: record.spec.limits.of_process(),
+        limits: limits.of_process(),
+        cgroup,
     };
     let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
         program: program.to_owned(),

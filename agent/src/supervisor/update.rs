@@ -38,6 +38,12 @@ impl Task {
                 .await?;
             steps::reached("update.recorded");
         }
+        if self.record.spec.limits != before.spec.limits {
+            let (id, limits) = (&self.record.id, &self.record.spec.limits);
+            if let Err(error) = self.shared.cgroups.set(id, limits) {
+                warn!(%error, "cgroup as it was before the update");
+            }
+        }
         if self.record.spec.config == before.spec.config && self.is_configured() {
             return Ok(());
         }

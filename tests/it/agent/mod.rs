@@ -202,6 +202,7 @@ impl Drop for Host {
         for pid in self.processes() {
             send(pid, Signal::SIGKILL);
         }
+        tests::cgroup::remove(&self.run_dir);
     }
 }
 

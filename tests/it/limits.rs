@@ -1,0 +1,177 @@
+//! What the processes of devices may use, and their cgroups.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use nix::{sys::signal::Signal, unistd::geteuid};
+use prost_types::FieldMask;
+use proto::v1::{
+    Agent, CreateDeviceRequest, Device, DeviceSpec, GetAgentRequest, ResourceLimits,
+    UpdateDeviceRequest, agent_service_client::AgentServiceClient, device_status::State,
+};
+use tests::command;
+use tonic::Code;
+
+use crate::agent::{
+    Host, LIMIT, create, deletion, get, nic, pid, reason, send, spec, state, wait_for,
+};
+
+fn limited(id: &str, limits: ResourceLimits) -> CreateDeviceRequest {
+    let mut request = nic(id);
+    spec(&mut request).limits = Some(limits);
+    request
+}
+
+async fn agent(host: &Host) -> Agent {
+    let mut agent = AgentServiceClient::new(host.channel().await);
+    let agent = agent.get_agent(GetAgentRequest::default()).await;
+    agent.unwrap().into_inner()
+}
+
+/// A resource limit of a process, as /proc names it.
+fn limit(pid: i32, name: &str) -> String {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find_map(|it| it.strip_prefix(name)).unwrap();
+    line.split_whitespace().next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_device_has_its_limits_from_its_first_start_on_and_an_update_s_from_the_next() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let limits = ResourceLimits {
+        memory_bytes: 16 << 20,
+        open_files: 100,
+        ..ResourceLimits::default()
+    };
+    let device = create(&mut devices, limited("nic0", limits)).await;
+    assert_eq!(device.spec.clone().unwrap().limits, Some(limits));
+    assert_eq!(limit(pid(&device), "Max data size"), "16777216");
+    assert_eq!(limit(pid(&device), "Max open files"), "100");
+    assert_eq!(limit(pid(&device), "Max core file size"), "0");
+
+    let update = UpdateDeviceRequest {
+        device: Some(Device {
+            name: "devices/nic0".to_owned(),
+            spec: Some(DeviceSpec {
+                limits: Some(ResourceLimits {
+                    open_files: 200,
+                    ..ResourceLimits::default()
+                }),
+                ..DeviceSpec::default()
+            }),
+            ..Device::default()
+        }),
+        update_mask: Some(FieldMask {
+            paths: vec!["spec.limits.open_files".to_owned()],
+        }),
+        ..UpdateDeviceRequest::default()
+    };
+    let updated = devices.update_device(update).await.unwrap().into_inner();
+    assert_eq!(updated.spec.unwrap().limits.unwrap().open_files, 200);
+    let before = pid(&device);
+    send(before, Signal::SIGKILL);
+    let after = wait_for(&mut devices, "nic0", "served again", |it| {
+        state(it) == State::Ready && pid(it) != before
+    })
+    .await;
+    assert_eq!(limit(pid(&after), "Max open files"), "200");
+    assert_eq!(limit(pid(&after), "Max data size"), "16777216");
+}
+
+#[tokio::test]
+async fn limits_that_nobody_can_enforce_are_refused_by_name() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let error = agent(&host).await.cgroup_error;
+    let cpu = limited(
+        "nic0",
+        ResourceLimits {
+            cpu_millis: 1500,
+            ..ResourceLimits::default()
+        },
+    );
+    if error.is_empty() {
+        create(&mut devices, cpu).await;
+        let path = PathBuf::from(agent(&host).await.cgroup).join("nic0/cpu.max");
+        assert_eq!(fs::read_to_string(path).unwrap(), "150000 100000\n");
+    } else {
+        let refused = devices.create_device(cpu).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert_eq!(reason(&refused), "LIMIT_UNENFORCEABLE");
+        assert!(refused.message().contains("cpu_millis"), "{refused}");
+        assert!(refused.message().contains(&error), "{refused}");
+    }
+
+    let most = limit(
+        host.agent.as_ref().unwrap().id().try_into().unwrap(),
+        "Max open files",
+    );
+    let files = ResourceLimits {
+        open_files: most.parse::<u32>().unwrap() + 1,
+        ..ResourceLimits::default()
+    };
+    let refused = devices.create_device(limited("nic1", files)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(reason(&refused), "LIMIT_UNENFORCEABLE");
+    assert!(refused.message().contains("LimitNOFILE="), "{refused}");
+}
+
+/// The cgroup of a process.
+fn cgroup(pid: i32) -> String {
+    let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    lines
+        .lines()
+        .find_map(|it| it.strip_prefix("0::"))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn a_device_has_a_cgroup_of_its_own_for_as_long_as_it_lives() {
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    let path = agent(&host).await.cgroup;
+    if path.is_empty() {
+        assert!(!geteuid().is_root(), "{}", agent(&host).await.cgroup_error);
+        return;
+    }
+    let path = PathBuf::from(path).join("nic0");
+    let device = create(&mut devices, nic("nic0")).await;
+    let own = cgroup(pid(&device));
+    assert!(
+        own.starts_with("/vfu.slice/") && own.ends_with("/nic0"),
+        "{own}"
+    );
+    assert!(path.ends_with(own.trim_start_matches('/')), "{own}");
+
+    host.end_agent(Signal::SIGKILL);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let adopted = wait_for(&mut devices, "nic0", "adopted", |it| pid(it) != 0).await;
+    assert_eq!(pid(&adopted), pid(&device));
+    assert_eq!(cgroup(pid(&adopted)), own);
+
+    // What a device's process has started goes with it.
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
+    devices.delete_device(deletion("nic0")).await.unwrap();
+    command::wait_for("the end of the child", LIMIT, || Ok(child.try_wait()?)).unwrap();
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn without_cgroups_devices_are_served_and_the_agent_says_what_is_missing() {
+    let off = |host: &mut Host| host.flags.push("--set=cgroup.path=off".to_owned());
+    let host = Host::start_with(off).await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    assert_eq!(state(&get(&mut devices, "nic0").await), State::Ready);
+    let agent = agent(&host).await;
+    assert_eq!(agent.cgroup, "");
+    assert!(
+        agent.cgroup_error.contains("cpu_millis"),
+        "{}",
+        agent.cgroup_error
+    );
+    assert!(agent.limits.unwrap().log_bytes > 0);
+}
