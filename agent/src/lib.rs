@@ -14,6 +14,7 @@ mod limits;
 mod listen;
 mod models;
 mod mutable;
+mod patience;
 mod rpc;
 mod schema;
 mod socket;
@@ -108,6 +109,11 @@ pub struct RunLock(#[expect(dead_code, reason = "held, not used")] Flock<File>);
 /// Makes the run directory and locks it. Comes before the API's socket is made, so that of two
 /// agents that start at once one is refused.
 pub fn lock(config: &Config) -> Result<RunLock, Error> {
+    let is_held = |error: &Error| matches!(error, Error::Locked { .. });
+    patience::unless_held(|| try_lock(config), is_held)
+}
+
+fn try_lock(config: &Config) -> Result<RunLock, Error> {
     let path = config.run_dir.clone();
     let at = |operation| {
         let path = path.clone();

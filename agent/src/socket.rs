@@ -11,6 +11,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, listen, socket,
 };
 
+use crate::patience;
 use crate::store::SocketSpec;
 
 /// The longest path `sockaddr_un` takes, without the terminating zero.
@@ -103,6 +104,11 @@ pub(crate) fn bind(path: &Path, kind: SockType, spec: &SocketSpec) -> Result<Own
 /// Two agents that start on one path at the same moment are told apart by the lock of their run
 /// directory, not here.
 pub fn bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
+    let is_held = |error: &Error| matches!(error, Error::InUse { .. });
+    patience::unless_held(|| try_bind_api(path), is_held)
+}
+
+fn try_bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
     check_path(path)?;
     let at = |operation, source| Error::Io {
         operation,

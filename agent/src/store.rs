@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::limits::Limits;
+use crate::patience;
 
 type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 
@@ -270,7 +271,10 @@ impl Store {
             path: path.clone(),
             source: source.into(),
         })?;
-        let database = builder().open(&path).map_err(|error| match error {
+        let open = || builder().open(&path);
+        let is_held = |error: &_| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen);
+        let opened = patience::unless_held(open, is_held);
+        let database = opened.map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.clone() },
             error => Error::Open {
                 path: path.clone(),

@@ -514,7 +514,8 @@ async fn settled(mut handle: Handle) -> Result<Device, Error> {
     let device = came.map_err(|_| Error::ShuttingDown)?;
     let id = device.record.id.clone();
     match (device.view.life, &device.view.failure) {
-        (Life::Ready | Life::Connected, _) => Ok(device),
+        // It was made, and rests with its host.
+        (Life::Ready | Life::Connected | Life::Stopped, _) => Ok(device),
         (Life::Gone | Life::Failed, Some(failure)) => Err(Error::Start {
             id,
             failure: failure.clone(),

@@ -14,13 +14,17 @@ use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt};
 use nix::sys::signal::Signal;
 use prost_types::FieldMask;
 use proto::v1::{
-    CreateDeviceRequest, Device, ListDevicesRequest, ResetDeviceRequest, UpdateDeviceRequest,
-    condition, device_status::State,
+    CreateDeviceRequest, Device, GetAgentRequest, ListDevicesRequest, ResetDeviceRequest,
+    RestartDeviceRequest, UpdateDeviceRequest, agent_service_client::AgentServiceClient, condition,
+    device_status::State,
 };
 use serde_json::json;
 use tests::command;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::{Code, Status, transport::Endpoint};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 use tonic_types::StatusExt;
 
 use crate::agent::{Devices, Host, LIMIT, deletion, nic, pid, send, state, to_struct};
@@ -37,6 +41,7 @@ enum Op {
     /// Another label, and a link that is up or down.
     Update(String, &'static str),
     Reset,
+    Restart,
     Delete,
 }
 
@@ -103,6 +108,10 @@ impl Caller {
         let Some(call) = self.last.clone() else {
             return Ok(());
         };
+        if call.op == Op::Restart {
+            // Without a request id it is another one.
+            return Ok(());
+        }
         let before = self.known.clone();
         match self.send(devices, &call).await {
             Err(status) if is_death(&status) => return Err(Died),
@@ -121,6 +130,9 @@ impl Caller {
 
     /// Makes a call, and takes in what was answered.
     async fn make(&mut self, devices: &Devices, call: Call) -> Result<(), Died> {
+        if let (Some(known), Op::Restart) = (&mut self.known, &call.op) {
+            known.pid = None;
+        }
         let repeated = self.pending.replace(call.clone()).is_some();
         assert!(!repeated, "one call at a time");
         let answer = self.send(devices, &call).await;
@@ -138,7 +150,7 @@ impl Caller {
     }
 
     fn learn(&mut self, device: &Device, op: &Op) {
-        let created = matches!(op, Op::Create(_));
+        let started = matches!(op, Op::Create(_) | Op::Restart);
         let known = self.known.get_or_insert_with(|| Known {
             uid: device.uid.clone(),
             label: String::new(),
@@ -151,11 +163,12 @@ impl Caller {
                 known.label.clone_from(label);
                 known.link = link;
             }
+            Op::Restart => known.pid = Some(pid(device)),
             Op::Reset | Op::Delete => {}
         }
         assert_eq!(device.uid, known.uid, "{op:?}");
         assert_eq!(device.labels["app"], known.label, "{op:?}");
-        if created {
+        if started {
             assert_eq!(state(device), State::Ready, "{op:?}");
         }
     }
@@ -197,6 +210,13 @@ impl Caller {
                         ..ResetDeviceRequest::default()
                     };
                     devices.reset_device(request).await.map(Some)
+                }
+                Op::Restart => {
+                    let request = RestartDeviceRequest {
+                        name,
+                        ..RestartDeviceRequest::default()
+                    };
+                    devices.restart_device(request).await.map(Some)
                 }
                 Op::Delete => devices
                     .delete_device(deletion(&self.id))
@@ -264,7 +284,9 @@ fn is_settled(device: &Device) -> bool {
 struct World {
     host: Host,
     callers: Vec<Caller>,
-    devices: Option<Devices>,
+    channel: Option<Channel>,
+    /// Whether the devices may be shut down.
+    rests: bool,
 }
 
 impl World {
@@ -272,7 +294,8 @@ impl World {
         Self {
             host: Host::new(),
             callers: ids.iter().map(|id| Caller::new(id)).collect(),
-            devices: None,
+            channel: None,
+            rests: false,
         }
     }
 
@@ -280,24 +303,42 @@ impl World {
     async fn start(&mut self, env: &[(&str, String)]) -> Result<(), Died> {
         let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
         self.host.env = env.iter().map(owned).collect();
-        if let Some(ended) = self.host.try_start_agent() {
-            assert_eq!(ended.signal(), Some(Signal::SIGKILL as i32), "{ended}");
-            return Err(Died);
+        let deadline = Instant::now() + LIMIT;
+        let mut ended = self.host.try_start_agent();
+        while ended.is_none() && !self.connect().await {
+            assert!(Instant::now() < deadline, "the agent never answered");
+            sleep(std::time::Duration::from_millis(5)).await;
+            ended = self.host.agent.as_mut().unwrap().try_wait().unwrap();
         }
-        let uri = format!("unix://{}", self.host.run_dir.join("agent.sock").display());
-        let channel = Endpoint::from_shared(uri).unwrap().connect_timeout(LIMIT);
-        match channel.connect().await {
-            Ok(channel) => {
-                self.devices = Some(Devices::new(channel));
-                Ok(())
+        match ended {
+            Some(ended) => {
+                assert_eq!(ended.signal(), Some(Signal::SIGKILL as i32), "{ended}");
+                Err(Died)
             }
-            Err(_) => Err(Died),
+            None => Ok(()),
         }
+    }
+
+    /// Whether it is this agent that answers: a child that the one before had just forked has its listening socket
+    /// until it has become a device.
+    async fn connect(&mut self) -> bool {
+        let uri = format!("unix://{}", self.host.run_dir.join("agent.sock").display());
+        let endpoint = Endpoint::from_shared(uri).unwrap();
+        let Ok(channel) = endpoint.connect_timeout(LIMIT).connect().await else {
+            return false;
+        };
+        let request = GetAgentRequest::default();
+        let mut client = AgentServiceClient::new(channel.clone());
+        let answer = client.get_agent(request).await;
+        let pid = answer.map(|it| it.into_inner().pid);
+        self.channel = Some(channel);
+        let agent = self.host.agent.as_ref().map(std::process::Child::id);
+        pid.is_ok_and(|pid| agent == u32::try_from(pid).ok())
     }
 
     /// Sees that the agent is dead, by SIGKILL, and nothing else.
     fn bury(&mut self) {
-        self.devices = None;
+        self.channel = None;
         let Some(mut agent) = self.host.agent.take() else {
             return;
         };
@@ -307,7 +348,15 @@ impl World {
     }
 
     fn devices(&self) -> Devices {
-        self.devices.clone().expect("the agent was started")
+        Devices::new(self.channel())
+    }
+
+    fn agent(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(self.channel())
+    }
+
+    fn channel(&self) -> Channel {
+        self.channel.clone().expect("the agent was started")
     }
 
     async fn list(&self) -> Result<Vec<Device>, Died> {

@@ -7,6 +7,8 @@ use std::{
     thread,
 };
 
+use proto::v1::{DrainRequest, ShutDownDevicesRequest, UndrainRequest};
+
 use super::*;
 
 /// How many agents are killed at once.
@@ -27,6 +29,9 @@ enum Action {
     Restart,
     /// A change that the device's process refuses.
     Refused(usize),
+    Drain,
+    ShutDown,
+    Undrain,
 }
 
 fn actions() -> Vec<Action> {
@@ -39,12 +44,17 @@ fn actions() -> Vec<Action> {
         Call(0, update("c", "down")),
         Refused(0),
         Call(0, Op::Reset),
+        Call(1, Op::Restart),
         Kill(1),
         Stray,
         Restart,
         Call(0, update("d", "up")),
         Call(1, Op::Delete),
         Call(1, create("e")),
+        Drain,
+        Undrain,
+        ShutDown,
+        Undrain,
         Call(0, Op::Delete),
     ]
 }
@@ -111,7 +121,7 @@ async fn die_at(step: &str, time: u32) {
             death.clear();
             revive(&mut world).await;
             world.resume().await.unwrap();
-            if matches!(action, Action::Refused(_)) {
+            if !matches!(action, Action::Call(..) | Action::Kill(_) | Action::Restart) {
                 act(&mut world, &action, &death).await.unwrap();
             }
         }
@@ -130,7 +140,9 @@ async fn die_at(step: &str, time: u32) {
 async fn revive(world: &mut World) {
     world.bury();
     world.start(&[]).await.unwrap();
-    world.check().await.unwrap();
+    if !world.rests {
+        world.check().await.unwrap();
+    }
 }
 
 async fn act(world: &mut World, action: &Action, death: &[(&str, String)]) -> Result<(), Died> {
@@ -155,6 +167,29 @@ async fn act(world: &mut World, action: &Action, death: &[(&str, String)]) -> Re
             world.check().await
         }
         Action::Refused(index) => world.refuse(*index).await,
+        Action::Drain => {
+            let reason = "new disks".to_owned();
+            let drained = world.agent().drain(DrainRequest { reason }).await;
+            drained.map(drop).or_else(dead)
+        }
+        Action::ShutDown => {
+            world.rests = true;
+            for known in world.callers.iter_mut().filter_map(|it| it.known.as_mut()) {
+                known.pid = None;
+            }
+            let request = ShutDownDevicesRequest::default();
+            let Err(status) = world.agent().shut_down_devices(request).await else {
+                assert_eq!(world.host.processes(), Vec::<i32>::new());
+                return Ok(());
+            };
+            dead(status)
+        }
+        Action::Undrain => {
+            let undrained = world.agent().undrain(UndrainRequest {}).await;
+            undrained.map(drop).or_else(dead)?;
+            world.rests = false;
+            world.check().await
+        }
     }
 }
 
@@ -202,6 +237,12 @@ impl World {
         assert!(!config.fields.contains_key("mac"), "{config:?}");
         Ok(())
     }
+}
+
+/// The agent did not answer.
+fn dead(status: Status) -> Result<(), Died> {
+    assert!(is_death(&status), "{status:?}");
+    Err(Died)
 }
 
 /// A device program whose catalogue promises that a MAC address can change, which it can't.
