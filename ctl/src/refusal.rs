@@ -113,11 +113,32 @@ fn flag(field: &str, flags: &[Flag]) -> Option<String> {
         "device_id" | "device.name" => "ID",
         "device.spec.model" => "MODEL",
         "device.spec.config" => "--config",
+        "device.spec.restart_policy" => "--restart-policy",
+        "device.spec.limits.memory_bytes" => "--memory",
+        "device.spec.limits.cpu_millis" => "--cpu",
+        "device.spec.limits.open_files" => "--open-files",
+        "device.spec.limits.log_bytes" => "--log-bytes",
+        "device.spec.socket.uid" => "--socket-uid",
+        "device.spec.socket.gid" => "--socket-gid",
+        "device.spec.socket.mode" => "--socket-mode",
+        "device.etag" | "etag" => "--etag",
         "request_id" => "--request-id",
-        _ if field == "device.labels" || field.starts_with("device.labels.") => "--label",
+        "resource_version" => "--resource-version",
+        "filter" => "--filter",
+        "interval" => "--interval",
+        "tail_lines" => "--tail",
+        "since" => "--since",
+        "reason" => "--reason",
+        _ if is_within(field, "device.labels") => "--label",
+        _ if is_within(field, "device.annotations") => "--annotation",
         _ => return None,
     };
     Some(flag.to_owned())
+}
+
+fn is_within(field: &str, map: &str) -> bool {
+    let rest = field.strip_prefix(map);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 #[cfg(test)]
@@ -151,6 +172,20 @@ mod tests {
                 "device.spec.limits: not served",
             ]
         );
+    }
+
+    #[test]
+    fn what_has_a_flag_of_its_own_names_it() {
+        for (field, named) in [
+            ("device.spec.limits.memory_bytes", "--memory"),
+            ("device.labels", "--label"),
+            ("device.annotations.a/b", "--annotation"),
+            ("tail_lines", "--tail"),
+        ] {
+            assert_eq!(flag(field, &[]).as_deref(), Some(named));
+        }
+        assert_eq!(flag("device.labelsx", &[]), None);
+        assert_eq!(flag("device.spec.limits", &[]), None);
     }
 
     #[test]
