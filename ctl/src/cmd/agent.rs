@@ -107,7 +107,10 @@ pub(crate) async fn shut_down(
 
 /// The agent for people.
 fn page(agent: &Agent, now: SystemTime) -> Result<String, Error> {
-    let since = |time: &prost_types::Timestamp| format!("{time} ({} ago)", age(*time, now));
+    let since = |time: &prost_types::Timestamp| {
+        let whole = prost_types::Timestamp { nanos: 0, ..*time };
+        format!("{whole} ({} ago)", age(*time, now))
+    };
     let mut lines = vec![
         ("Version", agent.version.clone()),
         ("Process", agent.pid.to_string()),
@@ -223,7 +226,10 @@ mod tests {
             name: "agent".into(),
             version: "0.1.0".into(),
             pid: 7,
-            start_time: Some(prost_types::Timestamp::default()),
+            start_time: Some(prost_types::Timestamp {
+                seconds: 0,
+                nanos: 5,
+            }),
             hostname: "host".into(),
             boot_id: "b-1".into(),
             run_dir: "/run/vfu".into(),
