@@ -93,3 +93,22 @@ fn the_audit_log_has_no_configuration() -> Result<()> {
     assert_eq!(mode.mode() & 0o7777, 0o600);
     Ok(())
 }
+
+#[test]
+fn what_an_operator_does_is_written_with_what_it_was_done_to() -> Result<()> {
+    let agent = Agent::start()?;
+    agent.ctl_ok("create e1000 nic0 --net.null")?;
+    for (command, method, resource) in [
+        ("update nic0 --label a=b", "UpdateDevice", "devices/nic0"),
+        ("reset nic0", "ResetDevice", "devices/nic0"),
+        ("restart nic0", "RestartDevice", "devices/nic0"),
+        ("drain", "Drain", "agent"),
+        ("shutdown-devices", "ShutDownDevices", "agent"),
+        ("undrain", "Undrain", "agent"),
+    ] {
+        agent.ctl_ok(command)?;
+        let line = audit(&agent, method)?.remove(0);
+        assert_eq!(line["resource"], resource, "{line}");
+    }
+    Ok(())
+}

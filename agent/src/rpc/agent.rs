@@ -6,8 +6,8 @@ use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use tonic::{Request, Response, Status};
 
-use super::Service;
 use super::status::invalid_field;
+use super::{Service, mutation};
 use crate::limits::open_files_of_agent;
 use crate::models::MAX_CONFIG_BYTES;
 use crate::supervisor::{Life, chain};
@@ -115,7 +115,7 @@ impl AgentService for Service {
         &self,
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<v1::Agent>, Status> {
-        let reason = request.into_inner().reason;
+        let reason = mutation::open(request).reason;
         if reason.len() > MAX_REASON_BYTES {
             let why = format!(
                 "has {} bytes, and {MAX_REASON_BYTES} is the most",
@@ -127,7 +127,11 @@ impl AgentService for Service {
         Ok(Response::new(self.agent().await))
     }
 
-    async fn undrain(&self, _: Request<v1::UndrainRequest>) -> Result<Response<v1::Agent>, Status> {
+    async fn undrain(
+        &self,
+        request: Request<v1::UndrainRequest>,
+    ) -> Result<Response<v1::Agent>, Status> {
+        mutation::open(request);
         self.supervisor.undrain().await?;
         Ok(Response::new(self.agent().await))
     }
@@ -136,7 +140,7 @@ impl AgentService for Service {
         &self,
         request: Request<v1::ShutDownDevicesRequest>,
     ) -> Result<Response<v1::ShutDownDevicesResponse>, Status> {
-        let request = request.into_inner();
+        let request = mutation::open(request);
         let timeout = match request.timeout {
             Some(timeout) => Duration::try_from(timeout)
                 .ok()

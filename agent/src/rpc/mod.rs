@@ -172,7 +172,7 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::RestartDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        let request = request.into_inner();
+        let request = mutation::open(request);
         let id = device_id(&request.name)?;
         let (etag, force) = (request.etag, request.force);
         let device = match request.validate_only {
