@@ -17,13 +17,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
 
 use self::segments::{Left, Segments};
+use crate::filter::Facts;
 
 /// Kept changes have so many bytes at most, however few they are then: one device may have 128 KiB.
 const KEPT_BYTES: usize = 16 << 20;
@@ -45,11 +46,21 @@ pub(crate) struct Snapshot {
     pub(crate) identity: Arc<Identity>,
     /// The message of the API.
     pub(crate) encoded: Box<[u8]>,
+    facts: OnceLock<Facts>,
 }
 
 impl Snapshot {
     fn new(identity: Arc<Identity>, encoded: Box<[u8]>) -> Arc<Self> {
-        Arc::new(Self { identity, encoded })
+        Arc::new(Self {
+            identity,
+            encoded,
+            facts: OnceLock::new(),
+        })
+    }
+
+    /// What a filter can ask for, read from the message when the first one asks.
+    pub(crate) fn facts(&self, read: impl FnOnce(&[u8]) -> Facts) -> &Facts {
+        self.facts.get_or_init(|| read(&self.encoded))
     }
 }
 

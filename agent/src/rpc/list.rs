@@ -16,22 +16,27 @@ pub(super) fn list(
     request: &v1::ListDevicesRequest,
 ) -> Result<v1::ListDevicesResponse, Status> {
     let count = convert::page_size(request.page_size)?;
+    let filter = wire::filter(&request.filter)?;
     let page = Page::parse(&request.page_token)?;
     let changes = &service.supervisor.shared.changes;
-    let (found, now) = changes.list(page.map(|it| it.after), count + 1);
+    let most = match filter.is_empty() {
+        true => count + 1,
+        false => usize::MAX,
+    };
+    let (found, now) = changes.list(page.map(|it| it.after), most);
     // What changes between two pages is news to who watches from the first one on.
     let version = page.map_or(&*now, |it| it.version);
     let mut answer = v1::ListDevicesResponse::default();
     let mut bytes = 0;
     let mut after = "";
-    for snapshot in &found {
+    for snapshot in found.iter().filter(|it| wire::matches(&filter, it)) {
         if answer.devices.len() == count || bytes > MAX_PAGE_BYTES {
             answer.next_page_token = Page { version, after }.token();
             break;
         }
         bytes += snapshot.encoded.len();
         after = &snapshot.identity.id;
-        answer.devices.push(wire::decode(snapshot));
+        answer.devices.push(wire::decode(snapshot)?);
     }
     answer.resource_version = version.to_owned();
     Ok(answer)

@@ -108,9 +108,6 @@ impl DeviceService for Service {
         request: Request<v1::ListDevicesRequest>,
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
         let request = request.into_inner();
-        if !request.filter.is_empty() {
-            return Err(status::unserved_filter());
-        }
         Ok(Response::new(list::list(self, &request)?))
     }
 

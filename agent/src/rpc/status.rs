@@ -149,12 +149,6 @@ pub(super) fn overloaded(limit: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// A filter.
-pub(super) fn unserved_filter() -> Status {
-    let why = "filters are not served by this version of the agent; take all and choose";
-    unserved_fields(vec![Violation::new("filter", why)])
-}
-
 /// Too many streams at once.
 pub(super) fn too_many_streams(limit: usize) -> Status {
     let message = format!(

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use super::stream::Bounds;
 use super::{Service, status, wire};
 use crate::changes::{Change, Reader, Snapshot};
+use crate::filter::Filter;
 
 /// A reader hears something at least this often.
 const BOOKMARK: Duration = Duration::from_secs(15);
@@ -26,9 +27,7 @@ pub(super) fn watch(
     request: &Request<v1::WatchDevicesRequest>,
 ) -> Result<Response<BoxStream<v1::WatchDevicesResponse>>, Status> {
     let asked = request.get_ref();
-    if !asked.filter.is_empty() {
-        return Err(status::unserved_filter());
-    }
+    let filter = wire::filter(&asked.filter)?;
     let bounds = service.streams.begin(request.metadata())?;
     let changes = &service.supervisor.shared.changes;
     let (existing, reader) = match &*asked.resource_version {
@@ -45,6 +44,7 @@ pub(super) fn watch(
         existing: existing.map(Vec::into_iter),
         read: Vec::new().into_iter(),
         reader,
+        filter,
         bounds,
         quiet_until: Instant::now() + BOOKMARK,
     };
@@ -65,6 +65,7 @@ struct Watch {
     /// Changes that were read and not sent yet.
     read: std::vec::IntoIter<Change>,
     reader: Reader,
+    filter: Filter,
     bounds: Bounds,
     /// When to send a bookmark.
     quiet_until: Instant,
@@ -79,22 +80,32 @@ impl Watch {
 
     async fn answer(&mut self) -> Result<v1::WatchDevicesResponse, Status> {
         if let Some(existing) = &mut self.existing {
-            if let Some(snapshot) = existing.next() {
-                return Ok(answer(Type::Added, String::new(), Some(&snapshot)));
+            if let Some(snapshot) = existing.find(|it| wire::matches(&self.filter, it)) {
+                return answer(Type::Added, String::new(), Some(&snapshot));
             }
             self.existing = None;
-            return Ok(self.bookmark());
+            return self.bookmark();
         }
         loop {
-            if let Some(change) = self.read.next() {
+            while let Some(change) = self.read.next() {
                 let version = self.reader.text(change.version);
-                let (what, snapshot) = match (&change.before, &change.after) {
-                    (None, after) => (Type::Added, after),
-                    (Some(_), after @ Some(_)) => (Type::Modified, after),
-                    (before, None) => (Type::Deleted, before),
+                // What a reader has not seen because of its filter comes to be when it matches, and is gone when it does
+                // not any more.
+                let takes = |it: &&Arc<Snapshot>| wire::matches(&self.filter, it);
+                let before = change.before.as_ref().filter(takes);
+                let after = change.after.as_ref().filter(takes);
+                let (what, snapshot) = match (before, after) {
+                    (None, None) => continue,
+                    (None, Some(after)) => (Type::Added, after),
+                    (Some(_), Some(after)) => (Type::Modified, after),
+                    (Some(before), None) => {
+                        (Type::Deleted, change.after.as_ref().unwrap_or(before))
+                    }
                 };
-                return Ok(answer(what, version, snapshot.as_deref()));
+                return answer(what, version, Some(snapshot));
             }
+            // A filter that takes little is not to keep others from the processor.
+            tokio::task::consume_budget().await;
             tokio::select! {
                 biased;
                 status = self.bounds.ended() => return Err(status),
@@ -102,13 +113,13 @@ impl Watch {
                     let read = read.map_err(|it| status::too_slow(it.kept))?;
                     self.read = read.into_iter();
                 }
-                () = tokio::time::sleep_until(self.quiet_until) => return Ok(self.bookmark()),
+                () = tokio::time::sleep_until(self.quiet_until) => return self.bookmark(),
             }
         }
     }
 
     /// Nothing else; all that was read has been sent.
-    fn bookmark(&self) -> v1::WatchDevicesResponse {
+    fn bookmark(&self) -> Result<v1::WatchDevicesResponse, Status> {
         answer(Type::Bookmark, self.reader.version(), None)
     }
 }
@@ -117,10 +128,10 @@ fn answer(
     what: Type,
     resource_version: String,
     snapshot: Option<&Snapshot>,
-) -> v1::WatchDevicesResponse {
-    v1::WatchDevicesResponse {
+) -> Result<v1::WatchDevicesResponse, Status> {
+    Ok(v1::WatchDevicesResponse {
         r#type: what.into(),
         resource_version,
-        device: snapshot.map(wire::decode),
-    }
+        device: snapshot.map(wire::decode).transpose()?,
+    })
 }
