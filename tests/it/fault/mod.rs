@@ -4,12 +4,14 @@
 //! [`World`] is a host whose agent dies, and callers who know what they were promised. Each caller owns one device, makes
 //! one call after the other, and repeats the one that was cut off with its request id.
 
+mod host;
+mod mounts;
 mod random;
 mod steps;
 
 mod upgrade;
 
-use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt};
+use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt, path::Path};
 
 use nix::sys::signal::Signal;
 use prost_types::FieldMask;
@@ -285,6 +287,8 @@ struct World {
     host: Host,
     callers: Vec<Caller>,
     channel: Option<Channel>,
+    /// Where its devices have cgroups, when they have.
+    cgroup: String,
     /// Whether the devices may be shut down.
     rests: bool,
 }
@@ -295,6 +299,7 @@ impl World {
             host: Host::new(),
             callers: ids.iter().map(|id| Caller::new(id)).collect(),
             channel: None,
+            cgroup: String::new(),
             rests: false,
         }
     }
@@ -329,11 +334,14 @@ impl World {
         };
         let request = GetAgentRequest::default();
         let mut client = AgentServiceClient::new(channel.clone());
-        let answer = client.get_agent(request).await;
-        let pid = answer.map(|it| it.into_inner().pid);
+        let Ok(answer) = client.get_agent(request).await else {
+            return false;
+        };
+        let agent = answer.into_inner();
         self.channel = Some(channel);
-        let agent = self.host.agent.as_ref().map(std::process::Child::id);
-        pid.is_ok_and(|pid| agent == u32::try_from(pid).ok())
+        self.cgroup = agent.cgroup;
+        let started = self.host.agent.as_ref().map(std::process::Child::id);
+        started == u32::try_from(agent.pid).ok()
     }
 
     /// Sees that the agent is dead, by SIGKILL, and nothing else.
@@ -405,22 +413,15 @@ impl World {
         named.sort_unstable();
         running.sort_unstable();
         assert_eq!(running, named, "processes that run, and those of devices");
-        assert_eq!(self.directories(), ids, "directories");
+        let run = self.host.run_dir.join("devices");
+        assert_eq!(directories(run), ids, "directories");
+        if !self.cgroup.is_empty() {
+            assert_eq!(directories(&self.cgroup), ids, "cgroups");
+        }
         // The one for its client and the one for the agent.
         let two = ids.iter().map(|id| (id.clone(), 2)).collect();
         assert_eq!(self.listeners(), two, "listening sockets");
         Ok(())
-    }
-
-    fn directories(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.host.run_dir.join("devices")) else {
-            return Vec::new();
-        };
-        let mut names: Vec<_> = entries
-            .map(|it| it.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 
     /// How many sockets listen in the directory of each device, whoever has them.
@@ -475,6 +476,17 @@ impl World {
         assert_eq!(left("run"), Vec::<String>::new(), "unfinished files");
         assert_eq!(left("state"), Vec::<String>::new(), "unfinished files");
     }
+}
+
+/// The names of the directories in this one.
+fn directories(path: impl AsRef<Path>) -> Vec<String> {
+    let entries = fs::read_dir(path).unwrap().map(Result::unwrap);
+    let mut names: Vec<_> = entries
+        .filter(|it| it.file_type().unwrap().is_dir())
+        .map(|it| it.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 /// The processes whose parent is this one, zombies too, as `/proc` tells them.

@@ -17,11 +17,11 @@ const IDS: [&str; 4] = ["nic0", "nic1", "nic2", "nic3"];
 
 /// Numbers that look random: xorshift64*.
 #[derive(Debug, Clone)]
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
     /// Seeded by `VFU_SEED`, else by the time.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
         let seed = match std::env::var("VFU_SEED") {
             Ok(seed) => seed.parse().expect("VFU_SEED is a number"),
@@ -32,7 +32,7 @@ impl Dice {
     }
 
     /// Below `limit`.
-    fn roll(&mut self, limit: u64) -> u64 {
+    pub(super) fn roll(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
