@@ -7,8 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, connect, listen,
+    socket,
 };
 
 use crate::patience;
@@ -122,10 +124,10 @@ fn try_bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
             let path = path.to_owned();
             return Err(Error::NoSocket { path });
         }
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Ok(_) => match is_served(path, SockType::Stream) {
+            Ok(false) => {}
             Err(error) => return Err(at("connect to", error)),
-            Ok(_) => {
+            Ok(true) => {
                 let path = path.to_owned();
                 return Err(Error::InUse { path });
             }
@@ -147,6 +149,23 @@ fn try_bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
         .map_err(|source| at("listen on", source))
 }
 
+/// Whether somebody listens at `path`. Nobody does only if the kernel says so: whoever is too busy to accept is alive.
+/// Never waits.
+pub(crate) fn is_served(path: &Path, kind: SockType) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, kind, flags, None)?;
+    // Nobody can listen where no address leads.
+    let Ok(address) = UnixAddr::new(path) else {
+        return Ok(false);
+    };
+    match connect(fd.as_raw_fd(), &address) {
+        // With a full queue, and with sockets of another kind, somebody listens, too.
+        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Ok(true),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENOTDIR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Removes a file; one that is not there is as good.
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -158,6 +177,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -177,6 +197,63 @@ mod tests {
         assert_eq!(mode(&path), 0o626);
         UnixStream::connect(&path).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nobody_ever_sees_a_socket_with_another_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let spec = SocketSpec {
+            mode: Some(0o626),
+            ..SocketSpec::default()
+        };
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut seen = 0;
+                while !is_over.load(Ordering::Relaxed) || seen == 0 {
+                    if let Ok(metadata) = path.metadata() {
+                        assert_eq!(metadata.permissions().mode() & 0o7777, 0o626);
+                        seen += 1;
+                    }
+                }
+            });
+            for round in 0..500 {
+                if round % 2 == 0 {
+                    remove_file(&path).unwrap();
+                }
+                bind(&path, SockType::Stream, &spec).unwrap();
+            }
+            is_over.store(true, Ordering::Relaxed);
+            watcher.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_is_too_busy_to_accept_is_alive() {
+        let directory = tempfile::tempdir().unwrap();
+        for kind in [SockType::Stream, SockType::SeqPacket] {
+            let path = directory.path().join(format!("{kind:?}"));
+            assert!(!is_served(&path, kind).unwrap());
+            let listener = bind(&path, kind, &SocketSpec::default()).unwrap();
+            listen(&listener, Backlog::new(1).unwrap()).unwrap();
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let address = UnixAddr::new(&path).unwrap();
+            let mut waiting = Vec::new();
+            loop {
+                let fd = socket(AddressFamily::Unix, kind, flags, None).unwrap();
+                match connect(fd.as_raw_fd(), &address) {
+                    Ok(()) => waiting.push(fd),
+                    Err(errno) => {
+                        assert_eq!(errno, Errno::EAGAIN);
+                        break;
+                    }
+                }
+            }
+            assert!(is_served(&path, kind).unwrap());
+            drop(listener);
+            assert!(!is_served(&path, kind).unwrap());
+        }
     }
 
     #[test]

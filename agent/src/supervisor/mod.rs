@@ -34,7 +34,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::cgroup::Cgroups;
-use self::control::Control;
 pub(crate) use self::control::RefusalKind;
 use self::device::{Begin, Task};
 use self::drain::Drain;
@@ -241,7 +240,7 @@ impl Supervisor {
                 continue;
             }
             let dir = self.shared.dir(id);
-            if Control::connect(&dir.control()).is_ok() {
+            if dir.is_served() {
                 tracing::warn!(
                     path = %dir.path().display(),
                     "left alone: a process serves a device that no record knows"
@@ -327,7 +326,7 @@ impl Supervisor {
         if devices.len() >= limit as usize {
             return Err(Error::Full { limit });
         }
-        if dir.path().exists() && Control::connect(&dir.control()).is_ok() {
+        if dir.path().exists() && dir.is_served() {
             return Err(Error::Orphan {
                 id: id.to_owned(),
                 path: dir.path().to_owned(),

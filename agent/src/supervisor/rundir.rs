@@ -7,7 +7,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use nix::sys::socket::SockType;
 use serde::{Deserialize, Serialize};
+
+use crate::socket;
 
 use crate::stats;
 
@@ -133,6 +136,16 @@ impl RunDir {
         let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
         let lines: Vec<_> = text.trim_end().lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    /// Whether a process may live that serves the device: only who certainly does not listen is dead. A VMM's place at the
+    /// device's own socket is taken only where there is no control socket to ask at.
+    pub(crate) fn is_served(&self) -> bool {
+        let (control, vfio_user) = (self.control(), self.socket());
+        match socket::is_served(&control, SockType::SeqPacket) {
+            Ok(false) => socket::is_served(&vfio_user, SockType::Stream).unwrap_or(true),
+            Ok(true) | Err(_) => true,
+        }
     }
 
     /// Removes the directory with all that is in it; one that is not there is as good.
