@@ -104,6 +104,11 @@ impl Audit {
         Ok(Self(Arc::new(Mutex::new(log))))
     }
 
+    /// Changes how large the file may become.
+    pub(crate) fn set_max_bytes(&self, max_bytes: u64) {
+        lock(&self.0).max_bytes = max_bytes;
+    }
+
     /// Begins the line of a call that changes something.
     pub(crate) fn begin(&self, call: Call) -> Pending {
         Pending {

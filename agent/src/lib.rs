@@ -42,7 +42,8 @@ use tonic::transport::Server;
 
 pub use self::access::{Account, Error as AccessError, Role, Rule, Rules};
 pub use self::audit::Error as AuditError;
-use self::config::{Config, Live};
+use self::config::{Config, Live, MAX_REQUEST_BYTES};
+pub use self::listen::Error as ListenError;
 pub use self::socket::{Error as SocketError, bind_api};
 #[cfg(debug_assertions)]
 pub use self::steps::ALL as STEPS;
@@ -95,6 +96,9 @@ pub enum Error {
     /// The audit log can't be written.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Other hosts can't be served.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Reflection can't be served.
     #[error("read the descriptors of the API")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -148,12 +152,8 @@ pub async fn run(
     let store = store::Store::open(&config.state_dir)?;
     let models = models::Models::new(config.device_program.as_deref());
     let audit = audit::Audit::open(&config.audit_path(), config.audit.max_bytes)?;
-    let limits = rpc::CallLimits {
-        count: (config.limits.concurrent_calls as usize).into(),
-        request_bytes: (config.limits.request_bytes as usize).into(),
-    };
     let access = access::Access::new(Rules::new(&config.access)?);
-    let calls = rpc::Calls::new(limits, access, audit);
+    let calls = rpc::Calls::new(live.clone(), access, audit);
     if let Err(error) = models.get().await {
         tracing::warn!(
             error = supervisor::chain(&error),
@@ -162,6 +162,9 @@ pub async fn run(
     }
 
     let (end, ending) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let (listener, incoming) = listen::Listener::new(listener, &live, &mut tasks, &ending).await?;
+    tasks.spawn(calls.clone().follow(ending.clone()));
     let supervisor =
         supervisor::Supervisor::start(live.clone(), store, models, boot_id, ending.clone())?;
     let supervisor = Arc::new(supervisor);
@@ -183,12 +186,18 @@ pub async fn run(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
 
+    // The layer refuses what is longer than the limit of the moment.
+    let devices = DeviceServiceServer::new(service.clone());
+    let devices = devices.max_decoding_message_size(MAX_REQUEST_BYTES);
+    let models = ModelServiceServer::new(service.clone());
+    let models = models.max_decoding_message_size(MAX_REQUEST_BYTES);
+    let agent = AgentServiceServer::new(service);
+    let agent = agent.max_decoding_message_size(MAX_REQUEST_BYTES);
+
     let ended = |mut ending: watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is as good.
         let _ = ending.wait_for(|it| *it).await;
     };
-    let (listener, incoming) = listen::Listener::new(listener);
-    let mut tasks = JoinSet::new();
     tasks.spawn(listener.run(ending.clone()));
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_OF_CONNECTION)
@@ -202,9 +211,9 @@ pub async fn run(
         .add_service(reflection().build_v1()?)
         // Python's own reflection knows no other.
         .add_service(reflection().build_v1alpha()?)
-        .add_service(DeviceServiceServer::new(service.clone()))
-        .add_service(ModelServiceServer::new(service.clone()))
-        .add_service(AgentServiceServer::new(service))
+        .add_service(devices)
+        .add_service(models)
+        .add_service(agent)
         .serve_with_incoming_shutdown(incoming, ended(ending.clone()));
     tokio::pin!(server);
     tracing::info!("serving");

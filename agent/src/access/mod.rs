@@ -8,6 +8,7 @@
 //! Without a rule for a user or group everybody who may open the UNIX socket is an operator: its mode and group are the
 //! rule then. Over TCP there is no such thing, and a certificate that no rule names gets nothing.
 
+mod certificate;
 mod groups;
 mod peer;
 mod role;
@@ -16,7 +17,7 @@ mod rule;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-pub(crate) use self::peer::{Local, Peer};
+pub(crate) use self::peer::{Local, Peer, Remote};
 pub use self::role::Role;
 pub(crate) use self::role::least;
 pub use self::rule::{Account, Error, Rule, Rules};
@@ -50,6 +51,12 @@ impl Access {
         }
     }
 
+    /// Puts other rules in their place. They hold for the next call, on connections that there are as well.
+    pub(crate) fn set(&self, rules: Rules) {
+        let mut place = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        *place = Arc::new(rules);
+    }
+
     /// What this caller may do.
     pub(crate) fn role(&self, peer: &Peer) -> Option<Role> {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +87,6 @@ impl Access {
 mod tests {
     use std::time::Duration;
 
-    use super::peer::Remote;
     use super::*;
 
     fn access(rules: serde_json::Value) -> Access {

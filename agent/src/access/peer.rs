@@ -17,7 +17,6 @@ pub(crate) enum Peer {
     /// A process on this host.
     Local(Local),
     /// Who has a certificate.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for callers over TCP"))]
     Remote(Remote),
 }
 

@@ -29,7 +29,7 @@ pub(super) const ALL: &[(&str, Effect)] = &[
     ("audit.max_bytes", Reload),
     ("limits.devices", Reload),
     ("limits.concurrent_calls", Reload),
-    ("limits.request_bytes", Restart),
+    ("limits.request_bytes", Reload),
     ("limits.watch_changes", Restart),
     ("limits.watches", Reload),
     ("limits.log_bytes", Reload),

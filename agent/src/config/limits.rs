@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::Problem;
 use crate::limits::{MAX_LOG_BYTES, MIN_LOG_BYTES};
 
+/// The most that `request_bytes` can be.
+pub(crate) const MAX_REQUEST_BYTES: usize = 64 << 20;
+
 /// What the agent allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -55,7 +58,8 @@ impl Limits {
         };
         check("limits.devices", *devices, 1, 1 << 16);
         check("limits.concurrent_calls", *concurrent_calls, 1, 1 << 16);
-        check("limits.request_bytes", *request_bytes, 64 << 10, 64 << 20);
+        let most = MAX_REQUEST_BYTES as u64;
+        check("limits.request_bytes", *request_bytes, 64 << 10, most);
         check("limits.watch_changes", *watch_changes, 16, 1 << 20);
         check("limits.watches", *watches, 1, 1 << 16);
         check("limits.starting", starting.unwrap_or(1), 1, 1 << 12);

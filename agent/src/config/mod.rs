@@ -29,6 +29,7 @@ pub use self::audit::Audit;
 pub use self::cgroup::{Cgroup, Path as CgroupPath};
 pub use self::error::{Error, Problem};
 pub use self::limits::Limits;
+pub(crate) use self::limits::MAX_REQUEST_BYTES;
 pub use self::live::Live;
 pub use self::load::{Loaded, Sources};
 pub use self::log::Format as LogFormat;

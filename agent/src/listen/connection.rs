@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
@@ -20,10 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What every client of HTTP/2 sends first.
 const PREFACE_BYTES: usize = 24;
 
+/// What carries bytes: a UNIX socket, or TLS over TCP.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// One connection.
-#[derive(Debug)]
 pub(crate) struct Connection {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     peer: Arc<Peer>,
     beginning: Option<Beginning>,
     _place: Place,
@@ -36,9 +39,9 @@ struct Beginning {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, peer: Peer, place: Place) -> Self {
+    pub(super) fn new(stream: impl Stream + 'static, peer: Peer, place: Place) -> Self {
         Self {
-            stream,
+            stream: Box::new(stream),
             peer: Arc::new(peer),
             beginning: Some(Beginning {
                 missing: PREFACE_BYTES,

@@ -15,7 +15,6 @@ const MAX_OF_ONE: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Owner {
     Uid(u32),
-    #[expect(dead_code, reason = "for callers over TCP")]
     Address(IpAddr),
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::body::Body;
 use tonic::codegen::http::{self, HeaderMap};
 use tonic::{Code, Status};
@@ -19,8 +19,9 @@ use tracing::{Instrument, debug, info_span};
 
 use super::body::{Arriving, PATIENCE};
 use super::{convert, status};
-use crate::access::{Access, Peer, Role, least};
+use crate::access::{Access, Peer, Role, Rules, least};
 use crate::audit::{Audit, Call, Outcome};
+use crate::config::Live;
 
 /// The layer. Calls over the limit are refused at once, rather than made to wait: a caller that
 /// waits without being told so learns nothing.
@@ -31,32 +32,45 @@ pub(crate) struct Calls {
 
 #[derive(Debug)]
 struct Shared {
-    limits: CallLimits,
+    live: Live,
     under_way: AtomicUsize,
     less: Notify,
     access: Access,
     audit: Audit,
 }
 
-/// What holds for calls. Can be changed while calls are under way.
-#[derive(Debug)]
-pub(crate) struct CallLimits {
-    /// Calls under way at once.
-    pub(crate) count: AtomicUsize,
-    /// Bytes of one request.
-    pub(crate) request_bytes: AtomicUsize,
-}
-
 impl Calls {
-    pub(crate) fn new(limits: CallLimits, access: Access, audit: Audit) -> Self {
+    pub(crate) fn new(live: Live, access: Access, audit: Audit) -> Self {
         Self {
             shared: Arc::new(Shared {
-                limits,
+                live,
                 under_way: AtomicUsize::new(0),
                 less: Notify::new(),
                 access,
                 audit,
             }),
+        }
+    }
+
+    /// Goes by the configuration as it changes, until the agent ends.
+    pub(crate) async fn follow(self, mut ending: watch::Receiver<bool>) {
+        let mut live = self.shared.live.clone();
+        loop {
+            tokio::select! {
+                // An error means that the sender is gone, which is as good.
+                _ = ending.wait_for(|it| *it) => return,
+                () = live.changed() => {}
+            }
+            let config = live.get();
+            self.shared.audit.set_max_bytes(config.audit.max_bytes);
+            // The host's user database may be on another host.
+            let rules = tokio::task::spawn_blocking(move || Rules::new(&config.access));
+            match rules.await {
+                Ok(Ok(rules)) => self.shared.access.set(rules),
+                Ok(Err(error)) => tracing::error!(%error, "rules of access stay as they were"),
+                // The runtime ends.
+                Err(_) => return,
+            }
         }
     }
 
@@ -78,7 +92,7 @@ impl Shared {
         // Counted first, so that of two calls at once one is too many.
         let before = self.under_way.fetch_add(1, Ordering::AcqRel);
         let place = Place(self.clone());
-        let limit = self.limits.count.load(Ordering::Relaxed);
+        let limit = self.live.get().limits.concurrent_calls as usize;
         match before < limit {
             true => Ok(place),
             false => Err(status::overloaded(limit)),
@@ -175,7 +189,7 @@ where
         }
         // Reflection is a conversation, which has no end that one could wait for.
         if needs.is_some() {
-            let limit = shared.limits.request_bytes.load(Ordering::Relaxed);
+            let limit = shared.live.get().limits.request_bytes as usize;
             request = request.map(|body| Body::new(Arriving::new(body, limit, PATIENCE)));
         }
         let span = info_span!("rpc", method);

@@ -26,7 +26,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use self::convert::device_id;
-pub(crate) use self::layer::{CallLimits, Calls};
+pub(crate) use self::layer::Calls;
 use self::status::{unserved, unserved_fields};
 use self::stream::Streams;
 pub(crate) use self::wire::encode;
