@@ -34,7 +34,7 @@ fn python_creates_watches_and_deletes_a_device() -> Result<()> {
 }
 
 #[test]
-fn python_lists_in_pages() -> Result<()> {
+fn python_lists_in_pages_and_by_filter() -> Result<()> {
     require!(Python);
     scenario("pages")
 }

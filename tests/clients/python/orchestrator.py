@@ -94,10 +94,11 @@ def life(agent):
 
 
 def pages(agent):
-    """A list comes in pages, each device once."""
+    """A list comes in pages, each device once, and a filter chooses."""
     names = [f"nic{number}" for number in range(5)]
-    for name in names:
-        create(agent, name)
+    for number, name in enumerate(names):
+        colour = "blue" if number % 2 else "red"
+        create(agent, name, device={"labels": {"tenant": colour}})
 
     def listed(**fields):
         found, token, count = [], "", 0
@@ -110,6 +111,9 @@ def pages(agent):
                 return found, count
 
     assert listed() == (names, 3)
+    assert listed(filter='labels.tenant = "blue"') == (["nic1", "nic3"], 1)
+    found = refused(grpc.StatusCode.INVALID_ARGUMENT, agent.ListDevices, filter="tenant ==")
+    assert found["BadRequest"].field_violations[0].field == "filter", found
     found = refused(grpc.StatusCode.INVALID_ARGUMENT, agent.ListDevices, page_token="x")
     assert found["BadRequest"].field_violations[0].field == "page_token", found
 

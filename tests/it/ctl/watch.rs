@@ -136,3 +136,23 @@ fn a_watch_goes_on_when_the_agent_was_stopped_and_replaced() -> Result<()> {
     ensure!(told.contains("the agent is back"), "{told}");
     agent.stop()
 }
+
+#[test]
+fn a_filter_chooses_what_is_listed_and_watched() -> Result<()> {
+    let agent = Agent::start()?;
+    agent.ctl_ok("create e1000 blue --label tenant=blue")?;
+    agent.ctl_ok("create e1000 red --label tenant=red")?;
+    let filter = "labels.tenant=\"blue\"";
+    let listed = agent.ctl_ok(&format!("list -o name --filter {filter}"))?;
+    ensure!(listed == "devices/blue\n", "{listed}");
+    let mut watch = Running::start(&agent, &format!("list --watch --filter {filter}"))?;
+    watch.until("ADDED blue e1000 READY")?;
+    agent.ctl_ok("update red --label tenant=blue")?;
+    watch.until("ADDED red e1000 READY")?;
+    // What does not match any more is gone for this reader.
+    agent.ctl_ok("update blue --label tenant=red")?;
+    watch.until("DELETED blue e1000")?;
+    watch.interrupt()?;
+    super::fails(&agent, &["list", "--filter", "tenant =="], 2, &["filter"])?;
+    agent.stop()
+}
