@@ -8,6 +8,7 @@ mod change;
 mod changes;
 mod clock;
 pub mod config;
+mod events;
 mod filter;
 mod journal;
 mod labels;

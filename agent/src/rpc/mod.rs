@@ -4,6 +4,7 @@
 mod agent;
 mod body;
 mod convert;
+mod events;
 mod layer;
 mod limits;
 mod list;
@@ -226,10 +227,8 @@ impl DeviceService for Service {
 
     async fn list_events(
         &self,
-        _: Request<v1::ListEventsRequest>,
+        request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<v1::ListEventsResponse>, Status> {
-        let instead =
-            "GetDevice has the last failure in its conditions, and the agent's log has all";
-        Err(unserved("ListEvents", instead))
+        events::list(self, request.get_ref()).map(Response::new)
     }
 }

@@ -25,6 +25,7 @@ use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
 use super::view::{Configured, Life, View};
 use super::{Device, Shared};
+use crate::events::Severity;
 use crate::steps;
 use crate::store::Record;
 
@@ -129,6 +130,7 @@ impl Task {
             Begin::Create => match self.shared.store.put(&self.record).await {
                 Ok(()) => {
                     steps::reached("create.recorded");
+                    self.shared.events.created(&self.record);
                     self.act(Action::Spawn).await;
                 }
                 Err(error) => {
@@ -189,6 +191,7 @@ impl Task {
                 self.publish();
                 if let Err(error) = self.spawn().await {
                     warn!(error = chain(&error), "device not started");
+                    self.note(Severity::Warning, error.reason(), &chain(&error));
                     self.view.failure = Some(Arc::new(error));
                     self.permit = None;
                     return Some(Event::Ended { success: false });
@@ -199,7 +202,9 @@ impl Task {
                 steps::reached("delete.terminated");
             }
             Action::Kill => {
-                warn!("device process killed: it did not do in time what it was asked to");
+                let why = "device process killed: it did not do in time what it was asked to";
+                warn!("{why}");
+                self.note(Severity::Warning, "KILLED", why);
                 self.signal(Signal::SIGKILL);
             }
             Action::CleanUp => self.clean_up().await,
@@ -229,6 +234,7 @@ impl Task {
         )
         .await?;
         info!(pid = running.process.pid(), "device process started");
+        self.note(Severity::Normal, "STARTED", "device process started");
         self.refusal = None;
         self.memory_ends = self.shared.cgroups.memory_ends(&self.record.id);
         self.take(running);
@@ -262,8 +268,15 @@ impl Task {
                 }
                 if self.view.client != status.client {
                     match &status.client {
-                        Some(client) => info!(%client, "client connected"),
-                        None => info!("client gone"),
+                        Some(client) => {
+                            info!(%client, "client connected");
+                            let text = format!("client connected: {client}");
+                            self.note(Severity::Normal, "CLIENT_CONNECTED", &text);
+                        }
+                        None => {
+                            info!("client gone");
+                            self.note(Severity::Normal, "CLIENT_GONE", "client gone");
+                        }
                     }
                 }
                 self.permit = None;
@@ -286,6 +299,7 @@ impl Task {
                     let id = self.record.id.clone();
                     let answer = if ok {
                         info!("device reset by the API");
+                        self.note(Severity::Normal, "RESET", "device reset by the API");
                         Ok(())
                     } else {
                         Err(Error::Refused { id, field, message })
@@ -326,6 +340,8 @@ impl Task {
         );
         if asked {
             info!(pid, %exit, "device process ended");
+            let text = format!("device process ended: {exit}");
+            self.note(Severity::Normal, "STOPPED", &text);
             steps::reached("delete.ended");
         } else {
             let log = self.dir.log_tail(self.log_offset);
@@ -342,6 +358,7 @@ impl Task {
                 },
             };
             warn!(pid, %exit, failure = chain(&failure), "device process ended by itself");
+            self.note(Severity::Warning, failure.reason(), &chain(&failure));
             steps::reached("process.ended");
             self.view.failure = Some(Arc::new(failure));
         }
@@ -386,8 +403,14 @@ impl Task {
             steps::reached("delete.forgotten");
         }
         match &result {
-            Ok(()) => info!("device gone"),
-            Err(error) => warn!(error = chain(error), "device not removed wholly"),
+            Ok(()) => {
+                info!("device gone");
+                self.note(Severity::Normal, "DELETED", "device gone");
+            }
+            Err(error) => {
+                warn!(error = chain(error), "device not removed wholly");
+                self.note(Severity::Warning, "NOT_REMOVED", &chain(error));
+            }
         }
         // Before somebody else can have the id.
         self.shared.changes.remove(&self.record.id);
@@ -411,6 +434,13 @@ impl Task {
             change,
             source,
         }
+    }
+
+    /// Keeps in mind that something has happened to the device.
+    pub(super) fn note(&self, severity: Severity, reason: &str, message: &str) {
+        self.shared
+            .events
+            .add(&self.record, severity, reason, message);
     }
 
     /// Shows how the device is to who wants to know.

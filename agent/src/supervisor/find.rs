@@ -10,6 +10,7 @@ use super::device::Task;
 use super::error::{StartError, chain};
 use super::start;
 use super::state::{Action, Event};
+use crate::events::Severity;
 use crate::steps;
 
 impl Task {
@@ -53,6 +54,7 @@ impl Task {
                     log,
                 };
                 warn!(failure = chain(&failure), "device process ended by itself");
+                self.note(Severity::Warning, failure.reason(), &chain(&failure));
                 self.view.failure = Some(Arc::new(failure));
                 self.event(Event::Ended { success: false }).await;
             }

@@ -9,6 +9,7 @@ use super::device::Task;
 use super::error::{Error, StartError, chain};
 use super::state::{Action, Phase, Then};
 use crate::clock;
+use crate::events::Severity;
 use crate::steps;
 use crate::store::{Failure, History, Record};
 
@@ -23,6 +24,8 @@ impl Task {
                 history.failure = None;
             }
             (Phase::Failed, _) if before != Phase::Failed => {
+                let why = "device process not started again: it ended too often, or its restart policy says so";
+                self.note(Severity::Warning, "FAILED", why);
                 let failure = self.view.failure.as_deref();
                 history.failure = failure.map(|failure| Failure {
                     reason: failure.reason().to_owned(),

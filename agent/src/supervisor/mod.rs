@@ -45,6 +45,7 @@ use self::update::UPDATE_TIMEOUT;
 pub(crate) use self::view::{Configured, Life, View};
 use crate::changes::Changes;
 use crate::config::{Config, Live};
+use crate::events::Events;
 use crate::limits::{self, Limits};
 use crate::models::Models;
 use crate::rpc;
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) models: Models,
     pub(crate) boot_id: String,
     pub(crate) changes: Arc<Changes>,
+    pub(crate) events: Events,
     pub(crate) cgroups: Cgroups,
     store: Store,
     pub(crate) drain: Drain,
@@ -203,6 +205,7 @@ impl Supervisor {
             models,
             boot_id,
             changes: Arc::new(changes),
+            events: Events::open(&settings.state_dir),
             store,
             drain,
             starts: Arc::new(Semaphore::new(starting)),

@@ -12,6 +12,7 @@ use super::request::Request;
 use super::state::{Event, Phase};
 use super::view::Life;
 use crate::clock;
+use crate::events::Severity;
 use crate::steps;
 use crate::store::Record;
 
@@ -146,6 +147,7 @@ impl Task {
             let put = self.shared.store.put(&record).await;
             put.map_err(|source| self.not_durable("write that it shall go", source))?;
             steps::reached("delete.recorded");
+            self.note(Severity::Normal, "DELETING", "deletion begins");
             self.record = Arc::new(record);
             self.shown = self.record.clone();
             self.view.delete_time = delete_time;

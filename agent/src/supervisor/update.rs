@@ -22,6 +22,7 @@ use super::error::Error;
 use super::request::Update;
 use super::state::Phase;
 use super::view::Configured;
+use crate::events::Severity;
 use crate::steps;
 use crate::store::Record;
 
@@ -95,6 +96,11 @@ impl Task {
         match &self.view.configured {
             Configured::Yes => {
                 info!("device updated by the API");
+                self.note(
+                    Severity::Normal,
+                    "CONFIGURED",
+                    "device configured by the API",
+                );
                 Ok(())
             }
             Configured::Unknown => Err(Error::Unconfirmed {
@@ -137,6 +143,7 @@ impl Task {
         self.view.configured = match answer {
             Ok(()) => Configured::Yes,
             Err((field, message)) => {
+                self.note(Severity::Warning, "DEVICE_REFUSED", &message);
                 warn!(
                     field,
                     message, "device can't be configured as it is recorded"
