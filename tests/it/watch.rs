@@ -1,17 +1,20 @@
 //! WatchDevices through the API: what exists, every change in order, and where a reader goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use prost_types::FieldMask;
 use proto::v1::{
-    Device, ListDevicesRequest, UpdateDeviceRequest, WatchDevicesRequest, WatchDevicesResponse,
-    device_status::State, watch_devices_response::Type,
+    Device, ListDevicesRequest, ListEventsRequest, UpdateDeviceRequest, WatchDevicesRequest,
+    WatchDevicesResponse, device_status::State, watch_devices_response::Type,
 };
-use tonic::{Code, Status, Streaming};
+use tests::command;
+use tokio::task::JoinSet;
+use tonic::{Code, Request, Status, Streaming, transport::Endpoint};
 use tonic_types::StatusExt;
 
-use crate::agent::{Devices, Host, LIMIT, create, deletion, nic};
+use crate::agent::{Devices, Host, LIMIT, create, deletion, nic, send};
 
 type Answers = Streaming<WatchDevicesResponse>;
 
@@ -162,4 +165,301 @@ async fn a_watch_ends_with_the_agent_and_does_not_hold_it_up() {
         error.get_details_error_info().unwrap().reason,
         "SHUTTING_DOWN"
     );
+}
+
+/// So many changes in all; a device that is relabelled is one.
+const CHANGES: u64 = 10_000;
+const WRITERS: u64 = 40;
+/// Of the reader's reconnects.
+const SEED: u64 = 0x5eed;
+
+/// Numbers that look random: SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+}
+
+/// A connection to the agent, or to the one after it.
+async fn reconnected(uri: &str) -> Devices {
+    let endpoint = Endpoint::from_shared(uri.to_owned()).unwrap();
+    let connected = async {
+        loop {
+            match endpoint.connect().await {
+                Ok(channel) => return Devices::new(channel),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, connected).await.unwrap()
+}
+
+/// Labels its device with each number in turn, whoever the agent is. A label that was not answered is set again.
+async fn write(uri: String, id: String, count: u64) {
+    let mut devices = reconnected(&uri).await;
+    for number in 1..=count {
+        while let Err(error) = label(&mut devices, &id, &number.to_string()).await {
+            let passing = matches!(
+                error.code(),
+                Code::Unavailable | Code::Unknown | Code::Cancelled
+            );
+            assert!(passing, "{error:?}");
+            devices = reconnected(&uri).await;
+        }
+    }
+}
+
+/// What a reader has come to know.
+#[derive(Default)]
+struct Known {
+    devices: BTreeMap<String, Device>,
+    /// The number with which each device was labelled last.
+    numbers: BTreeMap<String, u64>,
+    changes: u64,
+    versions: HashSet<String>,
+}
+
+impl Known {
+    /// Takes a change in, and fails if it is one that came already, or if one is missing.
+    fn take(&mut self, answer: WatchDevicesResponse) {
+        let Some(device) = answer.device.clone() else {
+            return;
+        };
+        let name = device.name.clone();
+        let known = self.devices.insert(name.clone(), device.clone());
+        let is_known = known.is_some();
+        match answer.r#type() {
+            Type::Added => assert!(!is_known, "{name} is added twice"),
+            Type::Modified => assert!(is_known, "{name} changed before it came"),
+            other => panic!("{other:?} of {name}, which nobody deletes"),
+        }
+        assert_ne!(known.as_ref(), Some(&device), "the same of {name} twice");
+        if !answer.resource_version.is_empty() {
+            assert!(
+                self.versions.insert(answer.resource_version),
+                "a version twice"
+            );
+        }
+        let number = device
+            .labels
+            .get("count")
+            .map_or(0, |it| it.parse().unwrap());
+        let last = self.numbers.insert(name.clone(), number).unwrap_or(0);
+        assert!(
+            number == last || number == last + 1,
+            "{name}: {number} after {last}"
+        );
+        self.changes += number - last;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_resumes_sees_every_change_exactly_once_over_agents_that_are_killed() {
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    let uri = format!("unix://{}", host.run_dir.join("agent.sock").display());
+    let mut writers = JoinSet::new();
+    for index in 0..WRITERS {
+        let id = format!("nic{index}");
+        create(&mut devices, nic(&id)).await;
+    }
+    for index in 0..WRITERS {
+        writers.spawn(write(uri.clone(), format!("nic{index}"), CHANGES / WRITERS));
+    }
+    let mut random = Random(SEED);
+    let mut known = Known::default();
+    let mut version = String::new();
+    let mut kills = 0;
+    let mut reconnects = 0;
+    'connect: while known.changes < CHANGES {
+        let mut answers = watch(&mut reconnected(&uri).await, &version).await;
+        let read = random.below(600);
+        for _ in 0..read {
+            if known.changes * 6 / CHANGES > kills {
+                kills += 1;
+                host.end_agent(Signal::SIGKILL);
+                host.start_agent().await;
+                continue 'connect;
+            }
+            let answer = next(&mut answers).await.unwrap();
+            // What exists comes anew when that was not read to its end.
+            if version.is_empty()
+                && answer.r#type() == Type::Added
+                && known.versions.is_empty()
+                && answer
+                    .device
+                    .as_ref()
+                    .is_some_and(|it| it.name == "devices/nic0")
+            {
+                known = Known::default();
+            }
+            version.clone_from(&answer.resource_version);
+            known.take(answer);
+            if known.changes == CHANGES {
+                break;
+            }
+        }
+        reconnects += 1;
+    }
+    while let Some(written) = writers.join_next().await {
+        written.unwrap();
+    }
+    assert!(
+        kills == 5 && reconnects > 10,
+        "{kills} kills, {reconnects} reconnects"
+    );
+    for (name, device) in &known.devices {
+        assert_eq!(
+            device.labels["count"],
+            (CHANGES / WRITERS).to_string(),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_is_deleted_when_the_agent_is_killed_is_sent_as_gone_once() {
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    for id in ["a", "b"] {
+        create(&mut devices, nic(id)).await;
+    }
+    let listed = devices.list_devices(ListDevicesRequest::default()).await;
+    let version = listed.unwrap().into_inner().resource_version;
+    // The record is gone then, and nobody was told.
+    host.end_agent(Signal::SIGTERM);
+    host.env = vec![("VFU_DIE_AT".to_owned(), "delete.forgotten".to_owned())];
+    host.start_agent().await;
+    let error = host.devices().await.delete_device(deletion("b")).await;
+    assert!(error.is_err(), "the agent died at that step");
+    let mut agent = host.agent.take().unwrap();
+    command::wait_for("the end of the agent", LIMIT, || Ok(agent.try_wait()?)).unwrap();
+    host.env.clear();
+    for _ in 0..2 {
+        host.start_agent().await;
+        let mut devices = host.devices().await;
+        let mut answers = watch(&mut devices, &version).await;
+        let mut read = read_until(&mut answers, (Type::Deleted, "b", State::Deleting)).await;
+        let label = label(
+            &mut devices,
+            "a",
+            &format!("{:?}", host.agent.as_ref().unwrap().id()),
+        )
+        .await
+        .unwrap();
+        while read.last().unwrap().device.as_ref() != Some(&label) {
+            read.push(next(&mut answers).await.unwrap());
+        }
+        let gone = read
+            .iter()
+            .filter(|it| it.r#type() == Type::Deleted)
+            .count();
+        assert_eq!(gone, 1);
+        host.end_agent(Signal::SIGKILL);
+    }
+}
+
+#[tokio::test]
+async fn a_filter_makes_devices_come_and_go() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("a")).await;
+    create(&mut devices, nic("b")).await;
+    label(&mut devices, "b", "1").await.unwrap();
+    let filter = "labels.count = \"1\" AND state = READY";
+    let request = ListDevicesRequest {
+        filter: filter.to_owned(),
+        ..ListDevicesRequest::default()
+    };
+    let listed = devices.list_devices(request).await.unwrap().into_inner();
+    let names: Vec<_> = listed.devices.iter().map(|it| &*it.name).collect();
+    assert_eq!(names, ["devices/b"]);
+    let request = WatchDevicesRequest {
+        resource_version: listed.resource_version,
+        filter: filter.to_owned(),
+    };
+    let answers = devices.watch_devices(request).await;
+    let mut answers = answers.unwrap().into_inner();
+    for (id, value, what) in [
+        ("a", "1", Type::Added),
+        ("b", "2", Type::Deleted),
+        ("b", "3", Type::Unspecified),
+        ("b", "1", Type::Added),
+    ] {
+        label(&mut devices, id, value).await.unwrap();
+        if what != Type::Unspecified {
+            let answer = next(&mut answers).await.unwrap();
+            assert_eq!(seen(&answer), (what, id, State::Ready));
+        }
+    }
+    let nonsense = WatchDevicesRequest {
+        filter: "state = REDAY".to_owned(),
+        ..WatchDevicesRequest::default()
+    };
+    let error = devices.watch_devices(nonsense).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("at position 9"), "{error}");
+}
+
+#[tokio::test]
+async fn events_outlive_their_device_and_the_agent() {
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    let mut request = Request::new(nic("a"));
+    let trace_id = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{trace_id}-00f067aa0ba902b7-01");
+    request
+        .metadata_mut()
+        .insert("traceparent", traceparent.parse().unwrap());
+    let device = devices.create_device(request).await.unwrap().into_inner();
+    send(device.status.unwrap().pid, Signal::SIGKILL);
+    let events = |parent: &str, filter: &str| ListEventsRequest {
+        parent: parent.to_owned(),
+        filter: filter.to_owned(),
+        ..ListEventsRequest::default()
+    };
+    let ended = events(
+        "devices/a",
+        "severity = WARNING AND reason = PROCESS_EXITED",
+    );
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = devices
+            .list_events(ended.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .events;
+        if let [event] = &found[..] {
+            assert!(event.message.contains("SIGKILL"), "{event:?}");
+            assert_eq!((event.count, &event.device_uid), (1, &device.uid));
+            break;
+        }
+        assert!(Instant::now() < deadline, "{found:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    devices.delete_device(deletion("a")).await.unwrap();
+    host.end_agent(Signal::SIGKILL);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let all = devices.list_events(events("devices/-", "")).await.unwrap();
+    let all = all.into_inner().events;
+    let reasons: Vec<_> = all.iter().map(|it| &*it.reason).collect();
+    assert_eq!(
+        (reasons[0], *reasons.last().unwrap()),
+        ("DELETED", "CREATED")
+    );
+    assert_eq!(all.last().unwrap().trace_id, trace_id);
+    assert!(all.iter().is_sorted_by(|a, b| a.name > b.name));
+    let error = devices
+        .list_events(events("devices/b", ""))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
 }
