@@ -148,6 +148,7 @@ pub async fn run(
     listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
+    limits::raise_open_files();
     let config = live.get();
     let boot_id = boot_id()?;
     let store = store::Store::open(&config.state_dir)?;

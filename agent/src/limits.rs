@@ -5,7 +5,7 @@
 //! is something else: the kernel charges a page of the guest's memory to whoever touches it first, and a disk that reads
 //! into it would be killed for what is the guest's. Processor time has no such limit and takes a cgroup.
 
-use nix::sys::resource::{Resource, getrlimit, rlim_t};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::schema::Violation;
@@ -128,6 +128,14 @@ impl Limits {
 /// Resource limits, soft and hard alike; `None` is as the agent's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Resources(pub(crate) [(Resource, Option<rlim_t>); 3]);
+
+/// Lets the agent have as many files open as it may: each device takes some.
+pub(crate) fn raise_open_files() {
+    let hard = open_files_of_agent();
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        tracing::warn!(%error, hard, "open files stay as limited as they are");
+    }
+}
 
 /// How many files this process could have open, and so the most that one of its devices can.
 pub(crate) fn open_files_of_agent() -> rlim_t {

@@ -30,7 +30,10 @@ pub(crate) enum Error {
         list(looked_at)
     )]
     Missing { looked_at: Vec<PathBuf> },
-    #[error("run {} models --json", program.display())]
+    #[error(
+        "run {} models --json; install vfu-device there, or name it with --device-program",
+        program.display()
+    )]
     Run {
         program: PathBuf,
         #[source]

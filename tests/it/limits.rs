@@ -175,3 +175,31 @@ async fn without_cgroups_devices_are_served_and_the_agent_says_what_is_missing()
     );
     assert!(agent.limits.unwrap().log_bytes > 0);
 }
+
+#[tokio::test]
+async fn the_agent_says_why_its_device_program_does_not_work() {
+    let host = Host::start_with(|host| {
+        let program = host.path("vfu-device");
+        fs::write(&program, "no program").unwrap();
+        let flag = format!("--device-program={}", program.display());
+        host.flags.push(flag);
+    })
+    .await;
+    let why = async |host: &Host| {
+        let [runtime] = &agent(host).await.runtimes[..] else {
+            panic!("not one runtime");
+        };
+        assert_eq!(runtime.name, "vfu-device");
+        runtime.error.clone()
+    };
+    let error = why(&host).await;
+    assert!(error.contains("Permission denied"), "{error}");
+    assert!(error.contains("--device-program"), "{error}");
+    fs::remove_file(host.path("vfu-device")).unwrap();
+    let error = why(&host).await;
+    assert!(error.contains("looked for"), "{error}");
+    // The program that comes is found without a restart.
+    let program = tests::agent::programs().unwrap().join("vfu-device");
+    fs::copy(program, host.path("vfu-device")).unwrap();
+    assert_eq!(why(&host).await, "");
+}
