@@ -8,6 +8,7 @@ mod change;
 mod changes;
 mod clock;
 pub mod config;
+mod database;
 mod events;
 mod filter;
 mod journal;

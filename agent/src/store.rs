@@ -7,16 +7,20 @@
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::database::{self, builder};
 use crate::limits::Limits;
 use crate::patience;
 
@@ -29,9 +33,6 @@ const DRAIN: &str = "drain";
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
-
-/// The store holds some hundred bytes per device; redb would take up to 1 GiB.
-const CACHE_BYTES: usize = 4 << 20;
 
 /// A device as its caller wants it, and what identifies it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -167,19 +168,36 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The file can't be opened.
-    #[error("open {}", path.display())]
-    Open {
+    /// The disk is full.
+    #[error(
+        "there is no space left for {}: make some on that file system, and try again",
+        path.display()
+    )]
+    Full {
         /// The file.
         path: PathBuf,
         /// Why.
         #[source]
         source: Box<redb::Error>,
     },
-    /// An empty file can't be made.
-    #[error("make {}", path.display())]
-    Initialize {
+    /// The disk can only be read.
+    #[error(
+        "{} is on a read-only file system: mount that writable again, or start the agent with another --state-dir",
+        path.display()
+    )]
+    ReadOnly {
         /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// The file can't be made, opened, read or written.
+    #[error("{operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// With which file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -209,21 +227,44 @@ pub enum Error {
     /// Whether the agent is drained can't be read.
     #[error("read whether the agent is drained")]
     Drain(#[source] serde_json::Error),
-    /// Reading or writing failed.
+    /// Reading or writing failed, of a file that is known to who asked.
     #[error("access the store")]
     Access(#[source] Box<redb::Error>),
+}
+
+impl Error {
+    /// Why, for programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "STORAGE_FULL",
+            Self::ReadOnly { .. } => "STORAGE_READ_ONLY",
+            _ => "HOST_STORAGE",
+        }
+    }
+
+    /// Why the disk did not do it, with the cure where there is one.
+    fn of_file(operation: &'static str, path: &Path, source: redb::Error) -> Self {
+        let kind = match &source {
+            redb::Error::Io(error) => Some(error.kind()),
+            _ => None,
+        };
+        let (path, source) = (path.to_owned(), Box::new(source));
+        match kind {
+            Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Self::Full { path, source },
+            Some(ErrorKind::ReadOnlyFilesystem) => Self::ReadOnly { path, source },
+            _ => Self::File {
+                operation,
+                path,
+                source,
+            },
+        }
+    }
 }
 
 impl<E: Into<redb::Error>> From<E> for Error {
     fn from(error: E) -> Self {
         Self::Access(Box::new(error.into()))
     }
-}
-
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
 }
 
 /// Makes an empty file where there is none. Under another name first: a file that was not finished when the agent was
@@ -251,7 +292,19 @@ fn initialize(directory: &Path, path: &Path) -> Result<(), redb::Error> {
 /// The records. Clones are the same store.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    database: Arc<Database>,
+    file: Arc<database::File>,
+}
+
+/// Does something with the file; what the disk refuses is said of that file.
+fn with<T>(
+    file: &database::File,
+    operation: &'static str,
+    action: impl FnOnce(&Database) -> Result<T, Error>,
+) -> Result<T, Error> {
+    file.with(action).map_err(|error| match error {
+        Error::Access(source) => Error::of_file(operation, file.path(), *source),
+        error => error,
+    })
 }
 
 impl Store {
@@ -267,56 +320,61 @@ impl Store {
                 source,
             })?;
         let path = directory.join("agent.redb");
-        initialize(directory, &path).map_err(|source| Error::Initialize {
-            path: path.clone(),
-            source: source.into(),
-        })?;
-        let open = || builder().open(&path);
-        let is_held = |error: &_| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen);
+        initialize(directory, &path).map_err(|source| Error::of_file("make", &path, source))?;
+        let open = || database::File::open(&path);
+        let is_held = |error: &_| matches!(error, DatabaseError::DatabaseAlreadyOpen);
         let opened = patience::unless_held(open, is_held);
-        let database = opened.map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.clone() },
-            error => Error::Open {
-                path: path.clone(),
-                source: Box::new(error.into()),
-            },
+        let file = opened.map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.clone() },
+            error => Error::of_file("open", &path, error.into()),
         })?;
+        let store = Self {
+            file: Arc::new(file),
+        };
+        store.migrate()?;
+        crate::steps::reached("store.opened");
+        Ok(store)
+    }
 
-        let transaction = database.begin_write()?;
-        {
-            transaction.open_table(DEVICES)?;
-            transaction.open_table(AGENT)?;
-            let mut meta = transaction.open_table(META)?;
-            let found = meta.get(SCHEMA)?.map(|it| it.value());
-            match found {
-                Some(found) if found > SCHEMA_VERSION => return Err(Error::Newer { path, found }),
-                Some(_) => {}
-                None => {
-                    meta.insert(SCHEMA, SCHEMA_VERSION)?;
+    /// Makes what this version has and the one that wrote the file had not.
+    fn migrate(&self) -> Result<(), Error> {
+        with(&self.file, "write", |database| {
+            let transaction = database.begin_write()?;
+            {
+                transaction.open_table(DEVICES)?;
+                transaction.open_table(AGENT)?;
+                let mut meta = transaction.open_table(META)?;
+                let found = meta.get(SCHEMA)?.map(|it| it.value());
+                match found {
+                    Some(found) if found > SCHEMA_VERSION => {
+                        let path = self.file.path().to_owned();
+                        return Err(Error::Newer { path, found });
+                    }
+                    Some(_) => {}
+                    None => {
+                        meta.insert(SCHEMA, SCHEMA_VERSION)?;
+                    }
                 }
             }
-        }
-        transaction.commit()?;
-        crate::steps::reached("store.opened");
-        Ok(Self {
-            database: Arc::new(database),
+            transaction.commit()?;
+            Ok(())
         })
     }
 
     /// All records.
     pub(crate) fn all(&self) -> Result<Vec<Record>, Error> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(DEVICES)?;
-        table
-            .iter()?
-            .map(|row| {
+        with(&self.file, "read", |database| {
+            let transaction = database.begin_read()?;
+            let table = transaction.open_table(DEVICES)?;
+            let records = table.iter()?.map(|row| {
                 let (id, bytes) = row?;
                 serde_json::from_slice(bytes.value()).map_err(|source| Error::Record {
                     id: id.value().to_owned(),
                     source,
                 })
-            })
-            .collect()
+            });
+            records.collect()
+        })
     }
 
     /// Writes a record; it is durable when this returns.
@@ -336,12 +394,14 @@ impl Store {
 
     /// Whether the agent is drained.
     pub(crate) fn drain(&self) -> Result<Drain, Error> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(AGENT)?;
-        match table.get(DRAIN)? {
-            Some(bytes) => serde_json::from_slice(bytes.value()).map_err(Error::Drain),
-            None => Ok(Drain::default()),
-        }
+        with(&self.file, "read", |database| {
+            let transaction = database.begin_read()?;
+            let table = transaction.open_table(AGENT)?;
+            match table.get(DRAIN)? {
+                Some(bytes) => serde_json::from_slice(bytes.value()).map_err(Error::Drain),
+                None => Ok(Drain::default()),
+            }
+        })
     }
 
     /// Writes whether the agent is drained; it is durable when this returns.
@@ -355,12 +415,14 @@ impl Store {
     where
         F: FnOnce(&mut redb::Table<'_, &str, &[u8]>) -> Result<(), StorageError> + Send + 'static,
     {
-        let database = self.database.clone();
+        let file = self.file.clone();
         let write = move || {
-            let transaction = database.begin_write()?;
-            change(&mut transaction.open_table(table)?)?;
-            transaction.commit()?;
-            Ok(())
+            with(&file, "write", |database| {
+                let transaction = database.begin_write()?;
+                change(&mut transaction.open_table(table)?)?;
+                transaction.commit()?;
+                Ok(())
+            })
         };
         tokio::task::spawn_blocking(write)
             .await
@@ -452,7 +514,10 @@ pub(crate) mod tests {
     fn a_store_from_a_newer_agent_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let transaction = store.database.begin_write().unwrap();
+        let transaction = store
+            .file
+            .with(|it| Ok::<_, Error>(it.begin_write()?))
+            .unwrap();
         transaction
             .open_table(META)
             .unwrap()

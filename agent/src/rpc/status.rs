@@ -191,6 +191,14 @@ pub(super) fn too_slow(kept: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
+/// The code for a store that did not take what it was given.
+fn storage_code(error: &crate::store::Error) -> Code {
+    match error {
+        crate::store::Error::Full { .. } => Code::ResourceExhausted,
+        _ => Code::FailedPrecondition,
+    }
+}
+
 /// A log that the host does not let the agent read.
 pub(super) fn log_unreadable(id: &str, error: &std::io::Error) -> Status {
     let name = format!("devices/{id}");
@@ -297,14 +305,18 @@ impl From<Error> for Status {
             Error::ShutDown { id } => about(id, "DEVICES_SHUT_DOWN", Code::FailedPrecondition),
             Error::Drained(drained) => agent(drained.reason()),
             Error::InUse { .. } => agent("CLIENT_CONNECTED"),
-            Error::DrainNotDurable { .. } => agent("HOST_STORAGE"),
+            Error::DrainNotDurable { source, .. } => {
+                let (_, details) = agent(source.reason());
+                (storage_code(source), details)
+            }
             Error::NoAnswer { id, .. } | Error::Ask { id, .. } | Error::Unconfirmed { id, .. } => {
                 about(id, "DEVICE_NO_ANSWER", Code::Unavailable)
             }
             Error::Start { id, failure } => return start(Some(id), failure),
-            Error::NotDurable { id, .. } | Error::NotRemoved { id, .. } => {
-                about(id, "HOST_STORAGE", Code::FailedPrecondition)
+            Error::NotDurable { id, source, .. } => {
+                about(id, source.reason(), storage_code(source))
             }
+            Error::NotRemoved { id, .. } => about(id, "HOST_STORAGE", Code::FailedPrecondition),
             Error::DeletedMeanwhile { id } => about(id, "DEVICE_DELETED", Code::Aborted),
             Error::ShuttingDown => {
                 let mut details =

@@ -169,7 +169,7 @@ impl StartError {
     pub(crate) fn reason(&self) -> &str {
         use super::control::RefusalKind;
         match self {
-            Self::Store(_) => "STORE",
+            Self::Store(source) => source.reason(),
             Self::Program(models::Error::Missing { .. }) => "DEVICE_PROGRAM_MISSING",
             Self::Program(_) | Self::Spawn { .. } => "DEVICE_PROGRAM_FAILED",
             Self::Directory { source, .. }

@@ -8,6 +8,7 @@ mod host;
 mod mounts;
 mod random;
 mod steps;
+mod storage;
 
 mod upgrade;
 
