@@ -1,7 +1,8 @@
 //! The counters of the device in a file that others read meanwhile, mapped, so that to keep it up to date is to write memory.
 //!
 //! The device counts in numbers of its own. They are copied to the file after each turn of the loop, when the client has its
-//! answer: a busy device's are a turn old at most, and one that sleeps has nothing to copy and is not woken for it.
+//! answer, or a tenth of a second later when the loop sleeps in the client's connection, where requests are served soonest.
+//! One that has nothing to copy is not woken for it.
 //!
 //! # Layout
 //!

@@ -221,10 +221,11 @@ impl Server {
         {
             let served = connected.sleep(&mut self.function);
             self.end_turn(served);
-            self.publish_stats();
         }
         sentry.rest();
         self.sentry = Some(sentry);
+        // Unless there is somebody else, the client's next event is enough to lie down again.
+        self.client_turns = TURNS_BEFORE_DOZING - 1;
         // A client that has left is not watched any more.
         self.session
             .as_ref()

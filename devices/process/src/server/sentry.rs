@@ -5,8 +5,11 @@
 //! sentry, a thread, sleeps in epoll in its place. It touches nothing of what it sees there. It rings: by a signal, which
 //! ends recvmsg. A signal that comes just before recvmsg ends nothing, and so it rings until the loop is up.
 //!
+//! It rings also when nothing has happened for [`WATCH_MS`]: what the loop has put off meanwhile, so that it costs a request
+//! nothing, it then does. It lies down again when the client sends something, so that an idle device is woken once.
+//!
 //! ```text
-//!            the loop lies down               something is ready            the loop is up
+//!            the loop lies down           something is ready, or WATCH_MS  the loop is up
 //!   resting ---------------------> watching ---------------------> ringing ---------------> resting
 //!                                     |          the loop is up                               ^
 //!                                     +-------------------------------------------------------+
@@ -40,6 +43,8 @@ const RESTING: u8 = 0;
 const WATCHING: u8 = 1;
 const RINGING: u8 = 2;
 
+/// How long it lets the loop sleep.
+const WATCH_MS: u16 = 100;
 const BELL: Signal = Signal::SIGUSR1;
 /// How soon it rings again, the first time; then half as often each time.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
@@ -122,10 +127,10 @@ fn stand(state: &AtomicU8, watched: BorrowedFd<'_>, sleeper: Pthread) {
             thread::park();
         }
         let mut fds = [PollFd::new(watched, PollFlags::POLLIN)];
-        // It may come back with nothing, or when nobody sleeps any more: then the next look at the state puts that right.
-        let is_ready = poll(&mut fds, PollTimeout::NONE).is_ok_and(|ready| ready > 0);
+        // It may be interrupted, or come back when nobody sleeps any more: then the next look at the state puts that right.
+        let is_over = poll(&mut fds, PollTimeout::from(WATCH_MS)).is_ok();
         let (ordering, failed) = (Ordering::AcqRel, Ordering::Acquire);
-        if !is_ready
+        if !is_over
             || state
                 .compare_exchange(WATCHING, RINGING, ordering, failed)
                 .is_err()
