@@ -146,7 +146,7 @@ def errors(agent):
 
 
 def logs(agent):
-    """Logs are followed until the device is deleted."""
+    """Logs are followed until the device is deleted, and its events can be read after that."""
     device = create(agent, "nic0")
     stream = agent.ReadLogs(name=device.name, follow=True)
     lines = []
@@ -162,6 +162,12 @@ def logs(agent):
     reader.join(60)
     assert not reader.is_alive(), "the end of the device is the end of its log"
     assert stream.code() == grpc.StatusCode.OK, stream
+
+    events = agent.ListEvents(parent=device.name).events
+    assert events, "a device was made and deleted"
+    assert all(event.device_uid == device.uid for event in events), events
+    times = [event.time.ToNanoseconds() for event in events]
+    assert times == sorted(times, reverse=True), events
 
 
 def reflection(agent):

@@ -84,3 +84,9 @@ fn agent_by(script: &str) -> Result<(Agent, TempDir)> {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok((Agent::start_from(dir.path())?, dir))
 }
+
+/// Kills a device's process, as a crash would.
+fn kill(pid: i32) -> Result<()> {
+    use nix::sys::signal::{Signal, kill};
+    Ok(kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?)
+}

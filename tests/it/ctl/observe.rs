@@ -1,10 +1,10 @@
-//! Logs and counters of real devices.
+//! Logs, events and counters of real devices.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::Agent;
+use tests::{Agent, command::wait_for};
 
-use super::{fails, json};
+use super::{LIMIT, fails, json};
 
 #[test]
 fn the_log_of_a_device_is_shown() -> Result<()> {
@@ -23,6 +23,33 @@ fn the_log_of_a_device_is_shown() -> Result<()> {
     let line: Value = serde_json::from_str(&line)?;
     ensure!(line["text"] == "three", "{line}");
     fails(&agent, &["logs", "nic9"], 3, &["nic9"])?;
+    agent.stop()
+}
+
+#[test]
+fn the_death_of_a_process_is_an_event() -> Result<()> {
+    let agent = Agent::start()?;
+    agent.ctl_ok("create e1000 nic0 --net.null")?;
+    let device = json(&agent, "get nic0")?;
+    let pid = device["status"]["pid"].as_i64().context("pid")?;
+    super::kill(pid.try_into()?)?;
+    let events = wait_for("the event", LIMIT, || {
+        let events = agent.ctl_ok("events nic0")?;
+        Ok(events.contains("PROCESS_EXITED").then_some(events))
+    })?;
+    let line = events.lines().find(|it| it.contains("PROCESS_EXITED"));
+    let line = line.context("the line")?;
+    ensure!(
+        line.contains("WARNING") && line.contains(" nic0 "),
+        "{events}"
+    );
+    let filter = "severity=\"WARNING\"";
+    let warnings = json(&agent, &format!("events --filter {filter}"))?;
+    let warnings = warnings["events"].as_array().context("a list")?.clone();
+    ensure!(
+        !warnings.is_empty() && warnings.iter().all(|it| it["severity"] == "WARNING"),
+        "{warnings:?}"
+    );
     agent.stop()
 }
 
