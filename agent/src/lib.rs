@@ -25,6 +25,7 @@ mod stats;
 mod steps;
 mod store;
 mod supervisor;
+pub mod systemd;
 
 use std::fs::File;
 use std::future::Future;
@@ -164,14 +165,15 @@ pub async fn run(
         );
     }
 
+    // First no more calls come in and streams end, then what the calls under way need.
     let (end, ending) = watch::channel(false);
+    let (stop, stopping) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let (listener, incoming) = listen::Listener::new(listener, &live, &mut tasks, &ending).await?;
     tasks.spawn(calls.clone().follow(ending.clone()));
-    let supervisor =
-        supervisor::Supervisor::start(live.clone(), store, models, boot_id, ending.clone())?;
+    let supervisor = supervisor::Supervisor::start(live.clone(), store, models, boot_id, stopping)?;
     let supervisor = Arc::new(supervisor);
-    let service = rpc::Service::new(supervisor.clone());
+    let service = rpc::Service::new(supervisor.clone(), live.clone(), ending.clone());
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health
@@ -220,12 +222,22 @@ pub async fn run(
         .serve_with_incoming_shutdown(incoming, ended(ending.clone()));
     tokio::pin!(server);
     tracing::info!("serving");
+    systemd::ready("serving").await;
+    let watchdog = systemd::watch(|| supervisor.probe());
+    tokio::pin!(watchdog);
     let result = tokio::select! {
         result = &mut server => result,
+        never = &mut watchdog => match never {},
         () = shutdown => {
             tracing::info!("ending; devices live on");
-            let grace = live.get().timeouts.shutdown;
+            systemd::stopping().await;
+            health.set_not_serving::<DeviceServiceServer<rpc::Service>>().await;
+            health.set_not_serving::<ModelServiceServer<rpc::Service>>().await;
+            health.set_not_serving::<AgentServiceServer<rpc::Service>>().await;
+            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            calls.close();
             end.send_replace(true);
+            let grace = live.get().timeouts.shutdown;
             // Connections without a call may stay open for ever; the agent does not wait for them.
             let quiet = async {
                 calls.idle().await;
@@ -233,11 +245,17 @@ pub async fn run(
             };
             tokio::select! {
                 result = &mut server => result,
-                _ = tokio::time::timeout(grace, quiet) => Ok(()),
+                quiet = tokio::time::timeout(grace, quiet) => {
+                    if quiet.is_err() {
+                        tracing::warn!(?grace, "calls cut off: they took longer than timeouts.shutdown");
+                    }
+                    Ok(())
+                }
             }
         }
     };
     end.send_replace(true);
+    stop.send_replace(true);
     while tasks.join_next().await.is_some() {}
     supervisor.join().await;
     Ok(result?)

@@ -1,15 +1,26 @@
 //! `vfu-agent`: flags, logs, runtime, signals. What it does is in the library.
 
 use std::io::{self, IsTerminal};
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use agent::config::{Args, Config, Error, Live, Loaded, LogFormat, Sources};
+use agent::config::{Args, Config, Error, Loaded, LogFormat, Reloader, SetFilter, Sources};
 use anyhow::Context;
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt, reload};
+
+/// How long what may not be interrupted, as a write to a disk, can hold up the end.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    // First of all, because it goes by the number of a file descriptor.
+    let inherited = agent::systemd::api_listener();
     let args = Args::parse();
     #[cfg(debug_assertions)]
     if args.steps {
@@ -17,7 +28,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let check = args.check_config;
-    let loaded = match Sources::new(args).load() {
+    let sources = Sources::new(args);
+    let loaded = match sources.load() {
         Ok(loaded) => loaded,
         Err(Error(problems)) => {
             for problem in problems {
@@ -28,7 +40,9 @@ fn main() -> ExitCode {
     };
     let result = match check {
         true => print(&loaded),
-        false => start(loaded),
+        false => inherited
+            .context("take the socket that systemd passed")
+            .and_then(|inherited| start(sources, loaded, inherited)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,60 +64,120 @@ fn print(loaded: &Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(loaded: Loaded) -> anyhow::Result<()> {
+fn start(sources: Sources, loaded: Loaded, inherited: Option<UnixListener>) -> anyhow::Result<()> {
     let Loaded { config, warnings } = loaded;
-    init_logs(&config)?;
+    let set_filter = init_logs(&config)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("start the runtime")?
-        .block_on(run(config))
+        .context("start the runtime")?;
+    let result = runtime.block_on(run(sources, config, set_filter, inherited));
+    runtime.shutdown_timeout(LAST_WRITES);
+    result
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
+async fn run(
+    sources: Sources,
+    config: Config,
+    set_filter: SetFilter,
+    inherited: Option<UnixListener>,
+) -> anyhow::Result<()> {
+    let ends = [
+        signal(SignalKind::terminate()).context("watch SIGTERM")?,
+        signal(SignalKind::interrupt()).context("watch SIGINT")?,
+    ];
+    let hangup = signal(SignalKind::hangup()).context("watch SIGHUP")?;
 
     let lock = agent::lock(&config)?;
-    let path = config.listen();
-    let listener = agent::bind_api(&path)?;
+    let (listener, made) = match inherited {
+        // It is there for the agents after this one, too.
+        Some(listener) => {
+            listener
+                .set_nonblocking(true)
+                .context("prepare the API's socket")?;
+            let listener = tokio::net::UnixListener::from_std(listener);
+            (listener.context("prepare the API's socket")?, None)
+        }
+        None => (agent::bind_api(&config)?, Some(config.listen())),
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        listen = %path.display(),
+        listen = ?listener.local_addr().ok(),
         run_dir = %config.run_dir.display(),
         state_dir = %config.state_dir.display(),
         "starting"
     );
-    let result = agent::run(Live::fixed(config), lock, listener, shutdown).await;
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %path.display(), "remove the API's socket");
+
+    let (reloader, live) = Reloader::new(sources, config, set_filter);
+    let mut tasks = JoinSet::new();
+    let (ask, asked) = mpsc::channel(1);
+    tasks.spawn(reloader.run(asked));
+    tasks.spawn(on_hangup(hangup, ask));
+    let (end, ended) = oneshot::channel();
+    let shutdown = async {
+        // An error means that nobody listens to signals any more.
+        let _ = ended.await;
+    };
+    let result = tokio::select! {
+        result = agent::run(live, lock, listener, shutdown) => result.map_err(anyhow::Error::from),
+        () = on_end(ends, end) => Err(anyhow::anyhow!("ended at once by a second signal; calls under way were cut off")),
+    };
+    tasks.shutdown().await;
+    if let Some(path) = made {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %path.display(), "remove the API's socket");
+            }
+            _ => {}
         }
-        _ => {}
     }
-    Ok(result?)
+    result
 }
 
-fn init_logs(config: &Config) -> anyhow::Result<()> {
+/// Asks for the configuration to be read again at each SIGHUP.
+async fn on_hangup(mut hangup: Signal, ask: mpsc::Sender<()>) {
+    while hangup.recv().await.is_some() {
+        // When the queue is full, it is about to be read again anyway.
+        let _ = ask.try_send(());
+    }
+}
+
+/// Passes the first signal to end on, and returns at the second.
+async fn on_end([mut terminate, mut interrupt]: [Signal; 2], end: oneshot::Sender<()>) {
+    let mut end = Some(end);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        match end.take() {
+            // An error means that the agent ends already.
+            Some(end) => drop(end.send(())),
+            None => return,
+        }
+    }
+}
+
+fn init_logs(config: &Config) -> anyhow::Result<SetFilter> {
     let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log={}", config.log))?;
+    let (filter, handle) = reload::Layer::new(filter);
     // A line that can't be written is lost: telling of that on standard error, which it may be about, would panic.
-    let logs = tracing_subscriber::fmt()
+    let lines = fmt::layer()
         .log_internal_errors(false)
-        .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
+    let logs = tracing_subscriber::registry().with(filter);
     match config.log_format {
-        LogFormat::Text => logs.init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.with(lines).init(),
+        LogFormat::Json => logs.with(lines.json()).init(),
     }
-    Ok(())
+    Ok(Box::new(move |text| {
+        let filter = EnvFilter::try_new(text).map_err(anyhow::Error::from);
+        if let Err(error) = filter.and_then(|filter| Ok(handle.reload(filter)?)) {
+            tracing::error!(error = format!("{error:#}"), "log filter not changed");
+        }
+    }))
 }

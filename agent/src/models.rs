@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::mutable;
 use crate::schema::{self, Violation};
+use crate::systemd;
 
 const PROGRAM: &str = "vfu-device";
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,6 +132,8 @@ impl Catalogue {
 
         let program = program.to_owned();
         let child = Command::new(&program)
+            .env_clear()
+            .envs(systemd::environment_of_others())
             .args(["models", "--json"])
             .stdin(Stdio::null())
             .kill_on_drop(true)

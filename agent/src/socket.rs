@@ -13,6 +13,7 @@ use nix::sys::socket::{
     socket,
 };
 
+use crate::config::Config;
 use crate::patience;
 use crate::store::SocketSpec;
 
@@ -101,16 +102,17 @@ pub(crate) fn bind(path: &Path, kind: SockType, spec: &SocketSpec) -> Result<Own
     })
 }
 
-/// The API's socket, mode 0660. A stale one is replaced, a served one refused.
+/// The API's socket. A stale one is replaced, a served one refused.
 ///
 /// Two agents that start on one path at the same moment are told apart by the lock of their run
 /// directory, not here.
-pub fn bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
+pub fn bind_api(config: &Config) -> Result<tokio::net::UnixListener, Error> {
     let is_held = |error: &Error| matches!(error, Error::InUse { .. });
-    patience::unless_held(|| try_bind_api(path), is_held)
+    patience::unless_held(|| try_bind_api(config), is_held)
 }
 
-fn try_bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
+fn try_bind_api(config: &Config) -> Result<tokio::net::UnixListener, Error> {
+    let path = &*config.listen();
     check_path(path)?;
     let at = |operation, source| Error::Io {
         operation,
@@ -137,7 +139,11 @@ fn try_bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {
         fs::create_dir_all(directory).map_err(|source| at("make the directory of", source))?;
     }
     let spec = SocketSpec {
-        mode: Some(0o660),
+        mode: Some(config.api.mode.0),
+        gid: config
+            .api
+            .gid()
+            .map_err(|why| at("set the group of", io::Error::other(why)))?,
         ..SocketSpec::default()
     };
     let fd = bind(path, SockType::Stream, &spec)?;
@@ -183,6 +189,12 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn config(path: &Path) -> Config {
+        let mut config = Config::default();
+        config.api.listen = Some(format!("unix://{}", path.display()).parse().unwrap());
+        config
     }
 
     #[test]
@@ -271,11 +283,12 @@ mod tests {
     async fn a_stale_api_socket_is_replaced_and_a_served_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("made/agent.sock");
-        let first = bind_api(&path).unwrap();
+        let config = config(&path);
+        let first = bind_api(&config).unwrap();
         assert_eq!(mode(&path), 0o660);
-        assert!(matches!(bind_api(&path), Err(Error::InUse { .. })));
+        assert!(matches!(bind_api(&config), Err(Error::InUse { .. })));
         drop(first);
-        let _second = bind_api(&path).unwrap();
+        let _second = bind_api(&config).unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -284,7 +297,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         fs::write(&path, "x").unwrap();
-        assert!(matches!(bind_api(&path), Err(Error::NoSocket { .. })));
+        assert!(matches!(
+            bind_api(&config(&path)),
+            Err(Error::NoSocket { .. })
+        ));
         assert_eq!(fs::read(&path).unwrap(), b"x");
     }
 }

@@ -40,7 +40,7 @@ impl Host {
         config.timeouts.stop = Duration::from_millis(300);
         let lock = agent::lock(&config).unwrap();
         let socket = config.listen();
-        let listener = agent::bind_api(&socket).unwrap();
+        let listener = agent::bind_api(&config).unwrap();
         let (end, ended) = oneshot::channel();
         let shutdown = async { ended.await.unwrap() };
         let mut agent = JoinSet::new();

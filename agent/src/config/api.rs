@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Group;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
@@ -24,6 +25,21 @@ pub struct Api {
 }
 
 impl Api {
+    /// The number of the group, which may take as long as the host's group database does.
+    pub(crate) fn gid(&self) -> Result<Option<u32>, String> {
+        let Some(name) = &self.group else {
+            return Ok(None);
+        };
+        if let Ok(number) = name.parse() {
+            return Ok(Some(number));
+        }
+        match Group::from_name(name) {
+            Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+            Ok(None) => Err(format!("this host has no group {name:?}")),
+            Err(error) => Err(format!("look group {name:?} up: {error}")),
+        }
+    }
+
     pub(super) fn check(&self, bad: &mut Vec<Problem>) {
         if let Some(UnixUri(path)) = &self.listen
             && path.as_os_str().len() > MAX_PATH_BYTES
@@ -35,8 +51,8 @@ impl Api {
             );
             bad.push(Problem::new("api.listen", why));
         }
-        if self.group.as_deref() == Some("") {
-            bad.push(Problem::new("api.group", "is empty; leave it out"));
+        if let Err(why) = self.gid() {
+            bad.push(Problem::new("api.group", why));
         }
         self.tcp.check(bad);
     }

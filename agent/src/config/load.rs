@@ -103,7 +103,7 @@ impl Sources {
         for entry in entries {
             match fitting(&entry) {
                 Ok(value) => {
-                    put(&mut table, &entry.key, value.clone());
+                    put(&mut table, &entry.key, Some(value.clone()));
                     origins.insert(entry.key, entry.origin);
                 }
                 Err(problem) => bad.push(problem),
@@ -171,7 +171,7 @@ fn fitting(entry: &Entry) -> Result<&Value, Problem> {
     let mut why = None;
     for value in &entry.values {
         let mut table = Table::new();
-        put(&mut table, &entry.key, value.clone());
+        put(&mut table, &entry.key, Some(value.clone()));
         match serde_path_to_error::deserialize::<_, Config>(Value::Table(table)) {
             Ok(_) => return Ok(value),
             Err(error) => why = Some((error.path().to_string(), error.into_inner())),
@@ -188,10 +188,14 @@ fn fitting(entry: &Entry) -> Result<&Value, Problem> {
     Err(Problem::new(path, why).at(entry.origin.clone()))
 }
 
-fn put(table: &mut Table, key: &str, value: Value) {
+/// Sets a key, or removes it.
+pub(super) fn put(table: &mut Table, key: &str, value: Option<Value>) {
     match key.split_once('.') {
         None => {
-            table.insert(key.to_owned(), value);
+            match value {
+                Some(value) => table.insert(key.to_owned(), value),
+                None => table.remove(key),
+            };
         }
         Some((section, rest)) => {
             let inner = table.entry(section).or_insert_with(|| Table::new().into());
@@ -202,7 +206,8 @@ fn put(table: &mut Table, key: &str, value: Value) {
     }
 }
 
-fn get<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+/// The value of a key, if it has one.
+pub(super) fn get<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     key.split('.')
         .try_fold(value, |value, name| value.get(name))
 }

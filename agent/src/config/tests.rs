@@ -38,7 +38,7 @@ fn full() -> Config {
         api: Api {
             listen: Some("unix:///run/api.sock".parse().unwrap()),
             mode: Mode(0o600),
-            group: Some("vfu".to_owned()),
+            group: Some("0".to_owned()),
             tcp: Tcp {
                 address: Some("[::1]:7717".parse().unwrap()),
                 certificate: Some("/etc/vfu/tls.crt".into()),
@@ -123,7 +123,7 @@ fn the_later_layer_wins() {
 
 #[test]
 fn variables_and_flags_may_be_of_any_type() {
-    let file = "[api]\ngroup = 'x'";
+    let file = "[api]\ngroup = 'root'";
     let variables = [
         ("VFU_API_GROUP", "100"),
         ("VFU_API_MODE", "0600"),
@@ -263,4 +263,41 @@ fn a_variable_that_is_nobodys_is_told_of() {
     let warnings = load("", &variables, &[]).unwrap().warnings;
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("did you mean VFU_LIMITS_DEVICES?"));
+}
+
+/// The file that is shipped.
+const EXAMPLE: &str = include_str!("../../../deploy/agent.toml");
+
+#[test]
+fn the_example_changes_nothing() {
+    assert_eq!(config(EXAMPLE, &[], &[]), Config::default());
+}
+
+#[test]
+fn the_example_has_every_key_and_the_defaults_are_true() {
+    // A comment that looks like a key or a section is one.
+    let is_key = |line: &str| {
+        let name = line.split(" = ").next().unwrap_or_default();
+        line.starts_with('[') || (line.contains(" = ") && !name.contains(' '))
+    };
+    let lines = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
+        Some(rest) if is_key(rest) => rest,
+        Some(_) => "",
+        None => line,
+    });
+    let text = lines
+        .collect::<Vec<_>>()
+        .join("\n")
+        .replace("\"vfu\"", "\"root\"");
+    let all: toml::Value = toml::from_str(&text).unwrap();
+    for (key, _) in keys::ALL {
+        assert!(load::get(&all, key).is_some(), "{key} is missing");
+    }
+    config(&text, &[], &[]);
+    let default = toml::Value::try_from(Config::default()).unwrap();
+    for (key, _) in keys::ALL.iter().filter(|(key, _)| *key != "access") {
+        if let Some(default) = load::get(&default, key) {
+            assert_eq!(load::get(&all, key), Some(default), "{key}");
+        }
+    }
 }

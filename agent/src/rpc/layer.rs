@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -22,6 +22,7 @@ use super::{convert, status};
 use crate::access::{Access, Peer, Role, Rules, least};
 use crate::audit::{Audit, Call, Outcome};
 use crate::config::Live;
+use crate::supervisor::Error;
 
 /// The layer. Calls over the limit are refused at once, rather than made to wait: a caller that
 /// waits without being told so learns nothing.
@@ -34,6 +35,7 @@ pub(crate) struct Calls {
 struct Shared {
     live: Live,
     under_way: AtomicUsize,
+    closed: AtomicBool,
     less: Notify,
     access: Access,
     audit: Audit,
@@ -45,6 +47,7 @@ impl Calls {
             shared: Arc::new(Shared {
                 live,
                 under_way: AtomicUsize::new(0),
+                closed: AtomicBool::new(false),
                 less: Notify::new(),
                 access,
                 audit,
@@ -74,11 +77,16 @@ impl Calls {
         }
     }
 
+    /// Takes no more calls. Those under way go on.
+    pub(crate) fn close(&self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+    }
+
     /// Waits until no call is under way.
     pub(crate) async fn idle(&self) {
         loop {
             let less = self.shared.less.notified();
-            if self.shared.under_way.load(Ordering::Acquire) == 0 {
+            if self.shared.under_way.load(Ordering::SeqCst) == 0 {
                 return;
             }
             less.await;
@@ -90,8 +98,11 @@ impl Shared {
     /// A place among the calls under way, unless there are too many.
     fn begin(self: &Arc<Self>) -> Result<Place, Status> {
         // Counted first, so that of two calls at once one is too many.
-        let before = self.under_way.fetch_add(1, Ordering::AcqRel);
+        let before = self.under_way.fetch_add(1, Ordering::SeqCst);
         let place = Place(self.clone());
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::ShuttingDown.into());
+        }
         let limit = self.live.get().limits.concurrent_calls as usize;
         match before < limit {
             true => Ok(place),

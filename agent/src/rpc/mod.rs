@@ -23,6 +23,7 @@ use std::time::SystemTime;
 
 use proto::v1;
 use proto::v1::device_service_server::DeviceService;
+use tokio::sync::watch::Receiver;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -32,6 +33,7 @@ use self::status::{unserved, unserved_fields};
 use self::stream::Streams;
 pub(crate) use self::wire::encode;
 use crate::clock;
+use crate::config::Live;
 use crate::schema::Violation;
 use crate::stats::Reader;
 use crate::supervisor::{Device, Error, Supervisor};
@@ -46,11 +48,9 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(supervisor: Arc<Supervisor>) -> Self {
-        let streams = Streams::new(
-            supervisor.shared.config().limits.watches as usize,
-            supervisor.shutdown.clone(),
-        );
+    /// Streams end when `ending` says so; other calls go on as long as the supervisor does.
+    pub(crate) fn new(supervisor: Arc<Supervisor>, config: Live, ending: Receiver<bool>) -> Self {
+        let streams = Streams::new(config, ending);
         Self {
             supervisor,
             streams,

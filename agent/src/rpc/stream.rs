@@ -1,42 +1,49 @@
 //! What all calls that stream have in common: how many there may be, and when they end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::status;
+use crate::config::Live;
 use crate::supervisor::Error;
 
 /// The streams of this agent. A stream is no call under way: it may go on for weeks, and the agent does not wait for it
 /// when it ends.
 #[derive(Debug, Clone)]
 pub(super) struct Streams {
-    permits: Arc<Semaphore>,
-    limit: usize,
+    under_way: Arc<AtomicUsize>,
+    config: Live,
     shutdown: watch::Receiver<bool>,
 }
 
 impl Streams {
-    pub(super) fn new(limit: usize, shutdown: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(config: Live, shutdown: watch::Receiver<bool>) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(limit)),
-            limit,
+            under_way: Arc::default(),
+            config,
             shutdown,
         }
     }
 
     /// A place for one more stream, unless there are too many.
     pub(super) fn begin(&self, metadata: &MetadataMap) -> Result<Bounds, Status> {
-        let permit = self.permits.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| status::too_many_streams(self.limit))?;
+        let limit = self.config.get().limits.watches as usize;
+        // Counted first, so that of two streams at once one is too many.
+        let before = self.under_way.fetch_add(1, Ordering::AcqRel);
+        let place = Place(self.under_way.clone());
+        if before >= limit {
+            return Err(status::too_many_streams(limit));
+        }
         let until = timeout(metadata).and_then(|it| Instant::now().checked_add(it));
         Ok(Bounds {
             until,
             shutdown: self.shutdown.clone(),
-            _permit: permit,
+            _place: place,
         })
     }
 }
@@ -46,7 +53,17 @@ impl Streams {
 pub(super) struct Bounds {
     until: Option<Instant>,
     shutdown: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
+}
+
+/// A place among the streams; free again when it is dropped.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Bounds {
@@ -85,6 +102,7 @@ fn timeout(metadata: &MetadataMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn metadata(timeout: &'static str) -> MetadataMap {
         let mut metadata = MetadataMap::new();
@@ -113,10 +131,16 @@ mod tests {
         assert_eq!(timeout(&MetadataMap::new()), None);
     }
 
+    fn streams(limit: u32, ending: watch::Receiver<bool>) -> Streams {
+        let mut config = Config::default();
+        config.limits.watches = limit;
+        Streams::new(Live::fixed(config), ending)
+    }
+
     #[tokio::test]
     async fn a_stream_over_the_limit_is_refused_until_another_ends() {
         let (_end, ending) = watch::channel(false);
-        let streams = Streams::new(1, ending);
+        let streams = streams(1, ending);
         let none = MetadataMap::new();
         let first = streams.begin(&none).unwrap();
         let refused = streams.begin(&none).unwrap_err();
@@ -129,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_ends_with_the_agent_and_at_its_deadline() {
         let (end, ending) = watch::channel(false);
-        let streams = Streams::new(9, ending);
+        let streams = streams(9, ending);
         let mut late = streams.begin(&metadata("1n")).unwrap();
         assert_eq!(late.ended().await.code(), tonic::Code::DeadlineExceeded);
         let mut other = streams.begin(&MetadataMap::new()).unwrap();

@@ -24,6 +24,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::pipe2;
 
 use crate::limits::Resources;
+use crate::systemd;
 
 /// What is to be run, and how.
 #[derive(Debug)]
@@ -75,7 +76,7 @@ pub(super) fn spawn(birth: &Birth<'_>) -> io::Result<(Child, OwnedFd)> {
     let arguments: Vec<_> = std::iter::once(Ok(program.clone()))
         .chain(arguments)
         .collect::<Result<_, _>>()?;
-    let environment: Vec<_> = std::env::vars_os()
+    let environment: Vec<_> = systemd::environment_of_others()
         .map(|(name, value)| {
             let mut text = name.into_vec();
             text.push(b'=');

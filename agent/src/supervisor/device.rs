@@ -82,11 +82,7 @@ impl Task {
     ) -> (Self, watch::Receiver<Device>) {
         let mut hasher = DefaultHasher::new();
         record.uid.hash(&mut hasher);
-        let config = shared.config();
-        let timeouts = Timeouts {
-            start: config.timeouts.start,
-            stop: config.timeouts.stop,
-        };
+        let timeouts = timeouts(&shared);
         let policy = record.spec.restart_policy;
         let first = begin == Begin::Create;
         let view = View::new(&record);
@@ -162,6 +158,7 @@ impl Task {
     /// Tells the state machine, and does what it says, until it says no more.
     pub(super) async fn event(&mut self, event: Event) {
         let mut next = Some(event);
+        self.state.timeouts = timeouts(&self.shared);
         while let Some(event) = next.take() {
             let before = self.state.phase;
             let (state, action) = state::next(&self.state, event, Instant::now());
@@ -477,6 +474,15 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// They may be others than a moment ago.
+fn timeouts(shared: &Shared) -> Timeouts {
+    let config = shared.config();
+    Timeouts {
+        start: config.timeouts.start,
+        stop: config.timeouts.stop,
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) {
 }
 
 /// Lets tasks wait until `fd` can be read.
-pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and stays the same until it is dropped, and nobody takes it out.
     let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     Ok(watched?)

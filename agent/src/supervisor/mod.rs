@@ -38,6 +38,7 @@ pub(crate) use self::control::RefusalKind;
 use self::device::{Begin, Task};
 use self::drain::Drain;
 pub(crate) use self::error::{Error, StartError, chain};
+pub(crate) use self::fd::watch as watch_fd;
 use self::request::Request;
 pub(crate) use self::request::Update;
 use self::rundir::RunDir;
@@ -469,6 +470,18 @@ impl Supervisor {
                 patience,
             }),
         }
+    }
+
+    /// Comes to an end when the store can be read and nothing holds the devices for good.
+    pub(crate) async fn probe(&self) -> Result<(), String> {
+        let shared = self.shared.clone();
+        let probe = move || {
+            let _ = shared.devices().len();
+            shared.store.drain().map(drop)
+        };
+        let probed = tokio::task::spawn_blocking(probe).await;
+        let probed = probed.map_err(|it| it.to_string())?;
+        probed.map_err(|it| chain(&it))
     }
 
     /// Waits for the tasks, which end because of the shutdown; the devices' processes stay.

@@ -121,7 +121,7 @@ pub(crate) struct Timeouts {
 pub(crate) struct State {
     pub(crate) phase: Phase,
     policy: RestartPolicy,
-    timeouts: Timeouts,
+    pub(crate) timeouts: Timeouts,
     salt: u64,
     ends: Vec<Instant>,
 }
