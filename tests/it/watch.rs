@@ -463,3 +463,54 @@ async fn events_outlive_their_device_and_the_agent() {
         .unwrap_err();
     assert_eq!(error.code(), Code::NotFound, "{error}");
 }
+
+#[tokio::test]
+async fn a_slow_reader_gets_the_error_and_others_do_not_notice() {
+    const COUNT: u64 = 300;
+    let keep_few = |host: &mut Host| {
+        host.env = vec![("VFU_LIMITS_WATCH_CHANGES".to_owned(), "64".to_owned())];
+    };
+    let host = Host::start_with(keep_few).await;
+    let mut devices = host.devices().await;
+    // Large, and with a small window: little is on its way to who does not read.
+    let mut large = nic("a");
+    let annotations = &mut large.device.as_mut().unwrap().annotations;
+    annotations.insert("large".to_owned(), "x".repeat(16 << 10));
+    create(&mut devices, large).await;
+    let uri = format!("unix://{}", host.run_dir.join("agent.sock").display());
+    let endpoint = Endpoint::from_shared(uri.clone()).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(Some(65_535));
+    let mut slow = Devices::new(endpoint.connect().await.unwrap());
+    let mut slow = watch(&mut slow, "").await;
+    let mut fast = watch(&mut host.devices().await, "").await;
+    let mut writer = JoinSet::new();
+    writer.spawn(write(uri, "a".to_owned(), COUNT));
+    let mut last = 0;
+    while last < COUNT {
+        let answer = next(&mut fast).await.unwrap();
+        let number = answer
+            .device
+            .and_then(|it| it.labels.get("count")?.parse().ok());
+        if let Some(number) = number {
+            assert!(
+                number == last || number == last + 1,
+                "{number} after {last}"
+            );
+            last = number;
+        }
+    }
+    writer.join_next().await.unwrap().unwrap();
+    // What was on its way when it did not read comes first.
+    let mut read = 0;
+    let error = loop {
+        match next(&mut slow).await {
+            Ok(_) => read += 1,
+            Err(error) => break error,
+        }
+        assert!(read < COUNT, "it has got everything");
+    };
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    let details = error.get_details_error_info().unwrap();
+    assert_eq!(details.reason, "WATCH_TOO_SLOW");
+    assert!(error.message().contains("limits.watch_changes"), "{error}");
+}
