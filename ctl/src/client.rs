@@ -1,19 +1,22 @@
-//! The way to the agent: a UNIX socket, gRPC over it, and one deadline for every call.
+//! The way to the agent: a UNIX socket or TLS over TCP, gRPC over it, and one deadline for every call.
 
-use std::{future::Future, io, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, future::Future, io, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     GetModelRequest, Model, agent_service_client::AgentServiceClient,
     device_service_client::DeviceServiceClient, model_service_client::ModelServiceClient,
 };
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
 use tonic::{
     Request, Response, Status, Streaming,
     transport::{Channel, Endpoint as Transport},
 };
 
-use crate::error::Error;
+use crate::{error::Error, tls::Tls};
 
 /// The longest answer that is read: a page of devices at the API's limits is longer than the library's default.
 const ANSWER_BYTES: usize = 128 << 20;
@@ -23,47 +26,99 @@ const HEADER_BYTES: u32 = 1 << 20;
 
 /// Where the agent listens.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Endpoint {
-    /// Path of its socket.
-    pub(crate) path: PathBuf,
+pub(crate) enum Endpoint {
+    /// On a UNIX socket of this host.
+    Unix(PathBuf),
+    /// On a port of any host, for callers with certificates.
+    Tcp {
+        /// Name or address; that of IPv6 without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
 }
 
 impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        const RULE: &str = "must be unix:// and an absolute path, as unix:///run/vfu/agent.sock, or https://HOST:PORT";
+        if let Some(address) = text.strip_prefix("https://") {
+            let (host, port) = address.rsplit_once(':').ok_or(RULE)?;
+            let inner = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+            let host = inner.unwrap_or(host).to_owned();
+            let is_odd = host.is_empty() || host.contains(['/', '[', ']', '@']);
+            let is_bare = inner.is_none() && host.contains(':');
+            return match port.parse() {
+                Ok(port) if !is_odd && !is_bare => Ok(Self::Tcp { host, port }),
+                _ => Err(RULE.into()),
+            };
+        }
         let path = text
             .strip_prefix("unix://")
             .or_else(|| text.strip_prefix("unix:"))
             .unwrap_or(text);
         if !path.starts_with('/') {
-            return Err(
-                "must be unix:// and an absolute path, as unix:///run/vfu/agent.sock".into(),
-            );
+            return Err(RULE.into());
         }
-        Ok(Self { path: path.into() })
+        Ok(Self::Unix(path.into()))
     }
 }
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => path.display().fmt(formatter),
+            Self::Tcp { host, port } if host.contains(':') => {
+                write!(formatter, "https://[{host}]:{port}")
+            }
+            Self::Tcp { host, port } => write!(formatter, "https://{host}:{port}"),
+        }
+    }
+}
+
+/// What carries bytes to the agent.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A connection to the agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     channel: Channel,
     endpoint: Endpoint,
+    tls: Tls,
     timeout: Duration,
 }
 
 impl Client {
     /// Connects; `timeout` holds for this and for every call.
-    pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, Error> {
-        let path = endpoint.path.clone();
-        let stream = tokio::time::timeout(timeout, UnixStream::connect(&path))
-            .await
-            .map_err(|_| Error::Late(timeout))?
-            .map_err(|source| Error::Unreachable {
-                path: path.clone(),
+    pub(crate) async fn connect(
+        endpoint: &Endpoint,
+        tls: &Tls,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let connected = async {
+            let unreachable = |source| Error::Unreachable {
+                endpoint: endpoint.clone(),
                 source,
-            })?;
+            };
+            Ok::<Box<dyn Stream>, Error>(match endpoint {
+                Endpoint::Unix(path) => {
+                    Box::new(UnixStream::connect(path).await.map_err(unreachable)?)
+                }
+                Endpoint::Tcp { host, port } => {
+                    // Before anybody is asked: its files may be wrong.
+                    let config = tls.config()?;
+                    let stream = TcpStream::connect((host.as_str(), *port));
+                    let stream = stream.await.map_err(unreachable)?;
+                    Box::new(tls.handshake(config, stream, endpoint, host).await?)
+                }
+            })
+        };
+        let stream = tokio::time::timeout(timeout, connected)
+            .await
+            .map_err(|_| Error::Late(timeout))??;
         // One command, one connection: a lost one is an error, not a reason to connect to whoever listens now.
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
@@ -76,12 +131,13 @@ impl Client {
             .connect_with_connector(connector)
             .await
             .map_err(|error| Error::Broken {
-                path: path.clone(),
+                endpoint: endpoint.clone(),
                 why: chain(&error),
             })?;
         Ok(Self {
             channel,
             endpoint: endpoint.clone(),
+            tls: tls.clone(),
             timeout,
         })
     }
@@ -103,7 +159,7 @@ impl Client {
 
     /// Connects anew, to whoever listens now.
     pub(crate) async fn again(&self) -> Result<Self, Error> {
-        Self::connect(&self.endpoint, self.timeout).await
+        Self::connect(&self.endpoint, &self.tls, self.timeout).await
     }
 
     /// How long it waits for an answer.
@@ -162,7 +218,7 @@ impl Client {
         match source {
             _ if late => Error::Late(self.timeout),
             Some(source) => Error::Broken {
-                path: self.endpoint.path.clone(),
+                endpoint: self.endpoint.clone(),
                 why: chain(source),
             },
             None => status.into(),
@@ -198,14 +254,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_absolute_paths() {
-        let path = |text: &str| text.parse::<Endpoint>().map(|it| it.path);
-        let socket = PathBuf::from("/run/vfu/agent.sock");
-        assert_eq!(path("unix:///run/vfu/agent.sock"), Ok(socket.clone()));
-        assert_eq!(path("unix:/run/vfu/agent.sock"), Ok(socket.clone()));
-        assert_eq!(path("/run/vfu/agent.sock"), Ok(socket));
-        assert!(path("http://127.0.0.1:1").is_err());
-        assert!(path("unix://agent.sock").is_err());
-        assert!(path("").is_err());
+    fn endpoints_are_absolute_paths_or_hosts_with_ports() {
+        let parse = |text: &str| text.parse::<Endpoint>();
+        let socket = Ok(Endpoint::Unix("/run/vfu/agent.sock".into()));
+        assert_eq!(parse("unix:///run/vfu/agent.sock"), socket);
+        assert_eq!(parse("unix:/run/vfu/agent.sock"), socket);
+        assert_eq!(parse("/run/vfu/agent.sock"), socket);
+        for (text, host) in [
+            ("https://host.example:7717", "host.example"),
+            ("https://192.0.2.1:7717", "192.0.2.1"),
+            ("https://[2001:db8::1]:7717", "2001:db8::1"),
+        ] {
+            let (host, port) = (host.to_owned(), 7717);
+            let endpoint = parse(text).unwrap();
+            assert_eq!(endpoint, Endpoint::Tcp { host, port });
+            assert_eq!(endpoint.to_string(), text);
+        }
+        for text in [
+            "http://127.0.0.1:1",
+            "https://host",
+            "https://host:x",
+            "https://:1",
+            "https://2001:db8::1:7717",
+            "https://host/path:1",
+            "unix://agent.sock",
+            "",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use tonic::{Code, Status};
 
 use crate::{
+    client::Endpoint,
     refusal::{self, Flag},
     schema::Schema,
 };
@@ -40,19 +41,27 @@ pub(crate) enum Error {
     #[error("{0}")]
     Clap(#[from] clap::Error),
     /// Nobody answers on the agent's socket.
-    #[error("{}", unreachable(path, source))]
+    #[error("{}", unreachable(endpoint, source))]
     Unreachable {
-        /// The socket.
-        path: PathBuf,
+        /// Where it should be.
+        endpoint: Endpoint,
         /// What connecting said.
         source: io::Error,
     },
     /// The connection broke, or what answers does not speak gRPC.
-    #[error("{}: lost, or no vfu agent listens there: {why}", path.display())]
+    #[error("{endpoint}: lost, or no vfu agent listens there: {why}")]
     Broken {
-        /// The socket.
-        path: PathBuf,
+        /// Where it is.
+        endpoint: Endpoint,
         /// What the transport said.
+        why: String,
+    },
+    /// The agent's certificate is not good, or ours is not for the agent.
+    #[error("{endpoint}: {why}")]
+    Untrusted {
+        /// Where it is.
+        endpoint: Endpoint,
+        /// Which, why, and what to do.
         why: String,
     },
     /// The agent refused.
@@ -150,6 +159,7 @@ impl Error {
                 Code::Unimplemented => 10,
                 _ => 1,
             },
+            Self::Untrusted { .. } => 6,
             Self::Broken { .. } => 7,
             Self::Late(_) | Self::Remaining { .. } => 8,
             Self::Nonsense(_) | Self::Output(_) => 1,
@@ -241,8 +251,15 @@ impl From<Status> for Error {
     }
 }
 
-fn unreachable(path: &std::path::Path, source: &io::Error) -> String {
-    let path = path.display();
+fn unreachable(endpoint: &Endpoint, source: &io::Error) -> String {
+    let path = match endpoint {
+        Endpoint::Unix(path) => path.display(),
+        Endpoint::Tcp { .. } => {
+            return format!(
+                "no agent at {endpoint}: {source}; name its address with --endpoint or VFU_ENDPOINT (api.tcp.address in the agent's configuration)"
+            );
+        }
+    };
     match source.kind() {
         io::ErrorKind::NotFound => format!(
             "no agent: the socket {path} does not exist; start vfu-agent, or name its socket with --endpoint or VFU_ENDPOINT"
@@ -307,7 +324,7 @@ mod tests {
     fn an_unreachable_agent_is_named_with_the_cure() {
         let line = |kind: io::ErrorKind| {
             Error::Unreachable {
-                path: "/run/vfu/agent.sock".into(),
+                endpoint: Endpoint::Unix("/run/vfu/agent.sock".into()),
                 source: kind.into(),
             }
             .lines()

@@ -13,6 +13,7 @@ mod refusal;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod yaml;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
@@ -56,7 +57,7 @@ async fn run(words: &[OsString], sink: &mut dyn Write, notes: &mut dyn Write) ->
     if let Command::Completion(args) = &command {
         return cmd::completion::run(args, output);
     }
-    let client = Client::connect(&globals.endpoint, globals.timeout).await;
+    let client = Client::connect(&globals.endpoint, &globals.tls, globals.timeout).await;
     // These two have something to say even without an agent.
     let command = match command {
         Command::Version(_) => return cmd::version::run(client, output).await,
@@ -118,6 +119,7 @@ async fn parse(words: &[OsString]) -> Result<(ArgMatches, Option<Schema>), Error
 }
 
 async fn schema(early: &Early) -> Result<Schema, Error> {
-    let client = Client::connect(&early.globals.endpoint, early.globals.timeout).await?;
+    let globals = &early.globals;
+    let client = Client::connect(&globals.endpoint, &globals.tls, globals.timeout).await?;
     Ok(cmd::models::schema(&client.model(&early.model).await?))
 }

@@ -10,6 +10,16 @@ use clap::{ColorChoice, CommandFactory, Parser, error::ErrorKind};
 
 use super::{Cli, Globals};
 
+/// The flags that say how to reach the agent.
+const CONNECTING: [&str; 6] = [
+    "--endpoint",
+    "--timeout",
+    "--tls-ca",
+    "--tls-cert",
+    "--tls-key",
+    "--tls-server-name",
+];
+
 /// What has to be known of a `vfuctl create MODEL` before the model's flags are.
 #[derive(Debug)]
 pub(crate) struct Early {
@@ -74,7 +84,7 @@ impl Early {
                     true => words.next(),
                     false => None,
                 };
-                if flag == "--endpoint" || flag == "--timeout" {
+                if CONNECTING.contains(&flag) {
                     globals.push(word.clone());
                     globals.extend(value.cloned());
                 }
@@ -114,7 +124,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(early.model, "e1000");
-        assert_eq!(early.globals.endpoint.path.to_str(), Some("/x.sock"));
+        assert_eq!(early.globals.endpoint.to_string(), "/x.sock");
         assert_eq!(early.globals.timeout, Duration::from_secs(5));
     }
 

@@ -18,7 +18,7 @@ pub(crate) use self::{
     early::Early,
     observe::{Events, Logs, Stats, Watch},
 };
-use crate::{client::Endpoint, error::EXIT_CODES, output::Format};
+use crate::{client::Endpoint, error::EXIT_CODES, output::Format, tls::Tls};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,13 +53,13 @@ pub(crate) struct Globals {
     /// How to print the result
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
-    /// Socket of the agent
+    /// Where the agent listens: unix://PATH, or https://HOST:PORT with the --tls flags
     #[arg(
         long,
         global = true,
         env = "VFU_ENDPOINT",
         hide_env_values = true,
-        value_name = "unix://PATH"
+        value_name = "URL"
     )]
     #[arg(default_value = "unix:///run/vfu/agent.sock")]
     pub(crate) endpoint: Endpoint,
@@ -67,6 +67,9 @@ pub(crate) struct Globals {
     #[arg(long, global = true, value_name = "SECONDS", value_parser = values::seconds)]
     #[arg(default_value = "30")]
     pub(crate) timeout: Duration,
+    /// Certificates.
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 /// The commands.
