@@ -32,8 +32,17 @@ impl Agent {
         Self::start_from(&programs()?)
     }
 
+    /// The same, with a configuration file; what makes it gets the folder of everything this agent has.
+    pub fn start_with(config: impl FnOnce(&Path) -> Result<String>) -> Result<Self> {
+        Self::start_so(&programs()?, config)
+    }
+
     /// Starts the agent in this folder, where `vfuctl` and `vfu-device` are too.
     pub fn start_from(programs: &Path) -> Result<Self> {
+        Self::start_so(programs, |_| Ok(String::new()))
+    }
+
+    fn start_so(programs: &Path, config: impl FnOnce(&Path) -> Result<String>) -> Result<Self> {
         for program in ["vfu-agent", "vfuctl", "vfu-device"] {
             let path = programs.join(program);
             if !path.is_file() {
@@ -44,6 +53,7 @@ impl Agent {
             }
         }
         let dir = tempfile::Builder::new().prefix("vfu-").tempdir_in("/tmp")?;
+        fs::write(config_file(dir.path()), config(dir.path())?)?;
         // From here on dropping it ends the process.
         let mut agent = Self {
             child: spawn(programs, dir.path())?,
@@ -211,6 +221,8 @@ fn spawn(programs: &Path, dir: &Path) -> Result<Child> {
         .open(dir.join("agent.log"))?;
     let mut command = Command::new(programs.join("vfu-agent"));
     command
+        .arg("--config")
+        .arg(config_file(dir))
         .arg("--run-dir")
         .arg(dir.join("run"))
         .arg("--state-dir")
@@ -228,6 +240,10 @@ fn terminate(pid: u32, signal: Signal) {
         // The process may have ended by itself.
         let _ = kill(Pid::from_raw(pid), signal);
     }
+}
+
+fn config_file(dir: &Path) -> PathBuf {
+    dir.join("agent.toml")
 }
 
 fn socket(dir: &Path) -> PathBuf {
