@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::clock;
 use crate::journal::{self, Writer};
 use crate::store::Record;
 
@@ -184,7 +185,7 @@ impl Events {
 
     /// Something has happened to a device: what, for programs and for people.
     pub(crate) fn add(&self, record: &Record, severity: Severity, reason: &str, message: &str) {
-        self.add_at(SystemTime::now(), record, severity, reason, message);
+        self.add_at(clock::now(), record, severity, reason, message);
     }
 
     /// The same, caused by the call that made the device.
@@ -193,7 +194,7 @@ impl Events {
         let trace_id = trace_id
             .and_then(|it| it.split('-').nth(1))
             .unwrap_or_default();
-        let now = SystemTime::now();
+        let now = clock::now();
         let event = event(now, record, Severity::Normal, "CREATED", "device created");
         self.insert(Event {
             trace_id: trace_id.to_owned(),
