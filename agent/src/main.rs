@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -92,20 +93,22 @@ async fn run(
     let hangup = signal(SignalKind::hangup()).context("watch SIGHUP")?;
 
     let lock = agent::lock(&config)?;
-    let (listener, made) = match inherited {
+    let (listener, listen, made) = match inherited {
         // It is there for the agents after this one, too.
         Some(listener) => {
+            let address = listener.local_addr().context("read the API's address")?;
+            let path = address.as_pathname().map_or_else(PathBuf::new, Into::into);
             listener
                 .set_nonblocking(true)
                 .context("prepare the API's socket")?;
             let listener = tokio::net::UnixListener::from_std(listener);
-            (listener.context("prepare the API's socket")?, None)
+            (listener.context("prepare the API's socket")?, path, false)
         }
-        None => (agent::bind_api(&config)?, Some(config.listen())),
+        None => (agent::bind_api(&config)?, config.listen(), true),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        listen = ?listener.local_addr().ok(),
+        listen = %listen.display(),
         run_dir = %config.run_dir.display(),
         state_dir = %config.state_dir.display(),
         "starting"
@@ -126,10 +129,10 @@ async fn run(
         () = on_end(ends, end) => Err(anyhow::anyhow!("ended at once by a second signal; calls under way were cut off")),
     };
     tasks.shutdown().await;
-    if let Some(path) = made {
-        match std::fs::remove_file(&path) {
+    if made {
+        match std::fs::remove_file(&listen) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %path.display(), "remove the API's socket");
+                tracing::warn!(%error, path = %listen.display(), "remove the API's socket");
             }
             _ => {}
         }

@@ -18,6 +18,7 @@ mod logs;
 mod migration;
 mod probe;
 mod python;
+mod service;
 mod stats;
 mod update;
 mod watch;
