@@ -8,7 +8,6 @@ mod change;
 mod changes;
 mod clock;
 pub mod config;
-mod database;
 mod events;
 mod filter;
 mod journal;
@@ -171,7 +170,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     let (listener, incoming) = listen::Listener::new(listener, &live, &mut tasks, &ending).await?;
     tasks.spawn(calls.clone().follow(ending.clone()));
-    let supervisor = supervisor::Supervisor::start(live.clone(), store, models, boot_id, stopping)?;
+    let supervisor = supervisor::Supervisor::start(live.clone(), store, models, boot_id, stopping);
     let supervisor = Arc::new(supervisor);
     let service = rpc::Service::new(supervisor.clone(), live.clone(), ending.clone());
 

@@ -150,7 +150,8 @@ pub(super) fn record(
         delete_time: None,
         spec,
         created_by,
-        updated_by: Vec::new(),
+        calls: Vec::new(),
+        deleted_by: None,
         traceparent,
         history: History::default(),
     })

@@ -23,19 +23,20 @@ use std::time::SystemTime;
 
 use proto::v1;
 use proto::v1::device_service_server::DeviceService;
+use serde::Serialize;
 use tokio::sync::watch::Receiver;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use self::convert::device_id;
 pub(crate) use self::layer::Calls;
-use self::status::{unserved, unserved_fields};
+use self::status::unserved;
 use self::stream::Streams;
 pub(crate) use self::wire::encode;
 use crate::clock;
 use crate::config::Live;
-use crate::schema::Violation;
 use crate::stats::Reader;
+use crate::store::Call;
 use crate::supervisor::{Device, Error, Supervisor};
 
 /// All services; clones serve the same devices.
@@ -65,13 +66,14 @@ impl Service {
     }
 }
 
-/// Refuses a `request_id` where it would not be remembered.
-fn refuse_request_id(request_id: &str, instead: &str) -> Result<(), Status> {
-    if request_id.is_empty() {
-        return Ok(());
+/// A call that can be repeated, if it has an id.
+fn call(request_id: &str, content: &impl Serialize) -> Result<Option<Call>, Status> {
+    let mut bad = Vec::new();
+    convert::check_request_id(request_id, &mut bad);
+    match bad.is_empty() {
+        true => Ok(Call::new(request_id, content)),
+        false => Err(status::invalid(bad)),
     }
-    let why = format!("not remembered for this call by this version of the agent; {instead}");
-    Err(unserved_fields(vec![Violation::new("request_id", why)]))
 }
 
 #[tonic::async_trait]
@@ -138,7 +140,8 @@ impl DeviceService for Service {
     ) -> Result<Response<()>, Status> {
         let request = mutation::open(request);
         let id = device_id(&request.name)?;
-        refuse_request_id(&request.request_id, "allow_missing makes a repetition safe")?;
+        let content = ("delete", id, &request.etag, request.force);
+        let call = call(&request.request_id, &content)?;
         let deleted = async {
             if request.validate_only {
                 let device = self.supervisor.get(id)?;
@@ -146,7 +149,7 @@ impl DeviceService for Service {
                 return device.view.check_use(id, request.force);
             }
             let (etag, force) = (request.etag, request.force);
-            self.supervisor.delete(id, etag, force).await
+            self.supervisor.delete(id, etag, force, call).await
         };
         match deleted.await {
             Err(Error::Missing { .. }) if request.allow_missing => {}
@@ -161,8 +164,8 @@ impl DeviceService for Service {
     ) -> Result<Response<v1::Device>, Status> {
         let request = mutation::open(request);
         let id = device_id(&request.name)?;
-        refuse_request_id(&request.request_id, "a second reset does no harm")?;
-        let device = self.supervisor.reset(id, request.etag).await?;
+        let call = call(&request.request_id, &("reset", &request.etag))?;
+        let device = self.supervisor.reset(id, request.etag, call).await?;
         Ok(Response::new(self.answer(device)))
     }
 
@@ -173,9 +176,10 @@ impl DeviceService for Service {
         let request = mutation::open(request);
         let id = device_id(&request.name)?;
         let (etag, force) = (request.etag, request.force);
+        let call = call(&request.request_id, &("restart", &etag, force))?;
         let device = match request.validate_only {
             true => self.supervisor.check_restart(id, &etag, force)?,
-            false => self.supervisor.restart(id, etag, force).await?,
+            false => self.supervisor.restart(id, etag, force, call).await?,
         };
         Ok(Response::new(self.answer(device)))
     }

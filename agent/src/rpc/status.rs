@@ -70,14 +70,6 @@ pub(super) fn invalid_field(field: &str, description: impl Into<String>) -> Stat
     invalid(vec![Violation::new(field, description)])
 }
 
-/// Fields that this agent does not serve yet.
-pub(super) fn unserved_fields(violations: Vec<Violation>) -> Status {
-    let status = invalid(violations);
-    let mut details = status.get_error_details();
-    details.set_error_info("UNSERVED", DOMAIN, HashMap::new());
-    Status::with_error_details(Code::Unimplemented, status.message(), details)
-}
-
 /// An RPC that this agent does not serve yet.
 pub(super) fn unserved(rpc: &str, instead: &str) -> Status {
     let message = format!("{rpc} is not served by this version of the agent; {instead}");
@@ -191,14 +183,6 @@ pub(super) fn too_slow(kept: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// The code for a store that did not take what it was given.
-fn storage_code(error: &crate::store::Error) -> Code {
-    match error {
-        crate::store::Error::Full { .. } => Code::ResourceExhausted,
-        _ => Code::FailedPrecondition,
-    }
-}
-
 /// A log that the host does not let the agent read.
 pub(super) fn log_unreadable(id: &str, error: &std::io::Error) -> Status {
     let name = format!("devices/{id}");
@@ -307,16 +291,18 @@ impl From<Error> for Status {
             Error::InUse { .. } => agent("CLIENT_CONNECTED"),
             Error::DrainNotDurable { source, .. } => {
                 let (_, details) = agent(source.reason());
-                (storage_code(source), details)
+                (storage_code(source.reason()), details)
             }
             Error::NoAnswer { id, .. } | Error::Ask { id, .. } | Error::Unconfirmed { id, .. } => {
                 about(id, "DEVICE_NO_ANSWER", Code::Unavailable)
             }
             Error::Start { id, failure } => return start(Some(id), failure),
             Error::NotDurable { id, source, .. } => {
-                about(id, source.reason(), storage_code(source))
+                about(id, source.reason(), storage_code(source.reason()))
             }
             Error::NotRemoved { id, .. } => about(id, "HOST_STORAGE", Code::FailedPrecondition),
+            Error::Left { id, reason, .. } => about(id, reason, storage_code(reason)),
+            Error::Unreadable { id } => about(id, "RECORD_UNREADABLE", Code::FailedPrecondition),
             Error::DeletedMeanwhile { id } => about(id, "DEVICE_DELETED", Code::Aborted),
             Error::ShuttingDown => {
                 let mut details =
@@ -326,6 +312,14 @@ impl From<Error> for Status {
             }
         };
         Self::with_error_details(code, message, details)
+    }
+}
+
+/// A full disk is a resource that is exhausted.
+fn storage_code(reason: &str) -> Code {
+    match reason {
+        "STORAGE_FULL" => Code::ResourceExhausted,
+        _ => Code::FailedPrecondition,
     }
 }
 

@@ -20,6 +20,8 @@ use super::child::{Exit, Process};
 use super::control::{self, Control, Message, Resets, Service};
 use super::error::{Error, StartError, chain};
 use super::request::Request;
+use super::reset::Reset;
+use super::restart::Restart;
 use super::rundir::RunDir;
 use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
@@ -47,6 +49,8 @@ pub(super) struct Task {
     pub(super) shared: Arc<Shared>,
     /// As it is stored.
     pub(super) record: Arc<Record>,
+    /// Whether it is, which it is not when that failed.
+    pub(super) is_recorded: bool,
     /// As others see it: not before it is certain that it stays.
     pub(super) shown: Arc<Record>,
     pub(super) dir: RunDir,
@@ -54,7 +58,7 @@ pub(super) struct Task {
     pub(super) view: View,
     published: watch::Sender<Device>,
     inbox: mpsc::Receiver<Request>,
-    sockets: Option<Sockets>,
+    pub(super) sockets: Option<Sockets>,
     process: Option<Process>,
     pub(super) control: Option<Control>,
     /// Where in the log the words of this process begin.
@@ -63,13 +67,12 @@ pub(super) struct Task {
     memory_ends: u64,
     refusal: Option<control::Refusal>,
     permit: Option<OwnedSemaphorePermit>,
-    pub(super) resets: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
+    pub(super) resets: HashMap<u64, Reset>,
     /// The request by which the process was last told its configuration, until it answers.
     pub(super) told: Option<u64>,
     pub(super) next_request: u64,
     pub(super) deleters: Vec<oneshot::Sender<Result<(), Error>>>,
-    /// Who waits for another process.
-    pub(super) restarters: Vec<oneshot::Sender<Result<(), Error>>>,
+    pub(super) restart: Restart,
 }
 
 impl Task {
@@ -96,6 +99,7 @@ impl Task {
             shared,
             shown: record.clone(),
             record,
+            is_recorded: true,
             view,
             published,
             inbox,
@@ -110,7 +114,7 @@ impl Task {
             told: None,
             next_request: 0,
             deleters: Vec::new(),
-            restarters: Vec::new(),
+            restart: Restart::default(),
         };
         (task, receiver)
     }
@@ -130,6 +134,7 @@ impl Task {
                     self.act(Action::Spawn).await;
                 }
                 Err(error) => {
+                    self.is_recorded = false;
                     self.view.failure = Some(Arc::new(StartError::Store(error)));
                     self.event(Event::Ended { success: false }).await;
                 }
@@ -204,7 +209,11 @@ impl Task {
                 self.note(Severity::Warning, "KILLED", why);
                 self.signal(Signal::SIGKILL);
             }
-            Action::CleanUp => self.clean_up().await,
+            Action::CleanUp => {
+                if !self.clean_up().await {
+                    return Some(Event::Left);
+                }
+            }
         }
         None
     }
@@ -291,17 +300,9 @@ impl Task {
                 if self.told == Some(id) {
                     self.answered(ok.then_some(()).ok_or((field, message)));
                     self.publish();
-                } else if let Some(reply) = self.resets.remove(&id) {
-                    steps::reached("reset.answered");
-                    let id = self.record.id.clone();
-                    let answer = if ok {
-                        info!("device reset by the API");
-                        self.note(Severity::Normal, "RESET", "device reset by the API");
-                        Ok(())
-                    } else {
-                        Err(Error::Refused { id, field, message })
-                    };
-                    let _ = reply.send(answer);
+                } else if let Some(reset) = self.resets.remove(&id) {
+                    let answer = ok.then_some(()).ok_or((field, message));
+                    self.reset_answered(reset, answer).await;
                 }
             }
             // A program that knows no such request answers so.
@@ -378,51 +379,6 @@ impl Task {
             return Some("the kernel chose it when memory ran out".to_owned());
         }
         self.record.spec.limits.cause(exit.signal(), log)
-    }
-
-    /// Removes all that is left of the device: first what others see, then the record, so that an
-    /// agent that dies in between goes on with it.
-    async fn clean_up(&mut self) {
-        self.sockets = None;
-        if let Err(error) = self.shared.cgroups.remove(&self.record.id).await {
-            warn!(%error, "cgroup not removed");
-        }
-        steps::reached("delete.cgroup");
-        let mut result = self.dir.remove().map_err(|source| Error::NotRemoved {
-            id: self.record.id.clone(),
-            path: self.dir.path().to_owned(),
-            source,
-        });
-        if result.is_ok() {
-            steps::reached("delete.removed");
-            let removed = self.shared.store.remove(&self.record.id).await;
-            result = removed.map_err(|source| self.not_durable("remove its record", source));
-            steps::reached("delete.forgotten");
-        }
-        match &result {
-            Ok(()) => {
-                info!("device gone");
-                self.note(Severity::Normal, "DELETED", "device gone");
-            }
-            Err(error) => {
-                warn!(error = chain(error), "device not removed wholly");
-                self.note(Severity::Warning, "NOT_REMOVED", &chain(error));
-            }
-        }
-        // Before somebody else can have the id.
-        self.shared.changes.remove(&self.record.id);
-        self.shared.devices().remove(&self.record.id);
-        for reply in self.deleters.drain(..) {
-            let answer = match &result {
-                Ok(()) => Ok(()),
-                Err(error) => Err(Error::Refused {
-                    id: self.record.id.clone(),
-                    field: None,
-                    message: chain(error),
-                }),
-            };
-            let _ = reply.send(answer);
-        }
     }
 
     pub(super) fn not_durable(&self, change: &'static str, source: crate::store::Error) -> Error {

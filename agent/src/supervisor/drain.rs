@@ -78,14 +78,13 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    pub(super) fn new(store: Store, boot_id: String) -> Result<Self, store::Error> {
-        let now = watch::Sender::new(store.drain()?);
-        Ok(Self {
+    pub(super) fn new(store: Store, now: store::Drain, boot_id: String) -> Self {
+        Self {
             store,
             boot_id,
-            now,
+            now: watch::Sender::new(now),
             changing: Mutex::default(),
-        })
+        }
     }
 
     /// Since when no devices are made, and why.

@@ -102,10 +102,33 @@ pub(crate) enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error(
+        "device {id} has no process any more, but is not removed wholly, which is tried again: {why}"
+    )]
+    Left {
+        id: String,
+        why: String,
+        reason: &'static str,
+    },
+    #[error(
+        "the record of device {id} can't be read: restore it, or choose another id; nothing of the \
+         device is touched"
+    )]
+    Unreadable { id: String },
     #[error("device {id} was deleted while it started")]
     DeletedMeanwhile { id: String },
     #[error("the agent is shutting down")]
     ShuttingDown,
+}
+
+impl Error {
+    /// What the host's disk has to do with it, for programs.
+    pub(super) fn storage_reason(&self) -> &'static str {
+        match self {
+            Self::NotDurable { source, .. } => source.reason(),
+            _ => "HOST_STORAGE",
+        }
+    }
 }
 
 /// So many devices are named.

@@ -14,8 +14,11 @@ mod error;
 mod fd;
 mod find;
 mod history;
+mod leave;
 mod log;
 mod request;
+mod reset;
+mod restart;
 mod rundir;
 mod serve;
 mod start;
@@ -23,7 +26,7 @@ mod state;
 mod update;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -52,7 +55,7 @@ use crate::models::Models;
 use crate::rpc;
 use crate::socket;
 use crate::steps;
-use crate::store::{Record, Store};
+use crate::store::{Call, Contents, Record, Store};
 
 /// How long a device process may take to answer a request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,6 +81,8 @@ pub(crate) struct Shared {
     /// Device processes that may be starting at once.
     pub(crate) start_limit: usize,
     devices: Mutex<BTreeMap<String, Handle>>,
+    /// Ids of devices whose records can't be read. Nothing of them is touched.
+    unreadable: BTreeSet<String>,
 }
 
 impl Shared {
@@ -177,13 +182,20 @@ impl Supervisor {
     /// Finds the devices of the agent before this one, or starts them anew, all at once.
     pub(crate) fn start(
         config: Live,
-        store: Store,
+        (store, contents): (Store, Contents),
         models: Models,
         boot_id: String,
         shutdown: watch::Receiver<bool>,
-    ) -> Result<Self, crate::store::Error> {
-        let records = store.all()?;
-        let drain = Drain::new(store.clone(), boot_id.clone())?;
+    ) -> Self {
+        let Contents {
+            records,
+            unreadable,
+            drain,
+        } = contents;
+        for (id, error) in &unreadable {
+            tracing::error!(id, %error, "record can't be read: the device is left as it is");
+        }
+        let drain = Drain::new(store.clone(), drain, boot_id.clone());
         let settings = config.get();
         let kept = settings.limits.watch_changes as usize;
         let changes = Changes::open(&settings.changes_dir(), &boot_id, kept);
@@ -212,6 +224,7 @@ impl Supervisor {
             starts: Arc::new(Semaphore::new(starting)),
             start_limit: starting,
             devices: Mutex::default(),
+            unreadable: unreadable.into_iter().map(|(id, _)| id).collect(),
         });
         let supervisor = Self {
             shared,
@@ -227,7 +240,7 @@ impl Supervisor {
             let mut devices = supervisor.shared.devices();
             supervisor.launch(&mut devices, record, Begin::Find);
         }
-        Ok(supervisor)
+        supervisor
     }
 
     /// Removes the directories of devices that have no record and no process.
@@ -240,7 +253,8 @@ impl Supervisor {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(id) = name.to_str() else { continue };
-            if records.iter().any(|record| record.id == id) {
+            let known = self.shared.unreadable.contains(id);
+            if known || records.iter().any(|record| record.id == id) {
                 continue;
             }
             let dir = self.shared.dir(id);
@@ -324,6 +338,10 @@ impl Supervisor {
             let id = id.to_owned();
             return Err(Error::Exists { id });
         }
+        if self.shared.unreadable.contains(id) {
+            let id = id.to_owned();
+            return Err(Error::Unreadable { id });
+        }
         // Under the lock of the devices: a shutdown that comes later finds the device among them.
         self.shared.drain.check_creation()?;
         let limit = self.shared.config().limits.devices;
@@ -394,10 +412,37 @@ impl Supervisor {
     }
 
     /// Takes a device down and waits until nothing is left of it.
-    pub(crate) async fn delete(&self, id: &str, etag: String, force: bool) -> Result<(), Error> {
+    pub(crate) async fn delete(
+        &self,
+        id: &str,
+        etag: String,
+        force: bool,
+        call: Option<Call>,
+    ) -> Result<(), Error> {
+        // Before the device is looked for: there may be another one of that name.
+        if self.has_deleted(id, call.as_ref())? {
+            return Ok(());
+        }
         let patience = self.shared.config().timeouts.stop + DELETE_SLACK;
-        self.ask(id, patience, |reply| Request::Delete { etag, force, reply })
-            .await
+        let request = |reply| Request::Delete {
+            etag,
+            force,
+            call,
+            reply,
+        };
+        self.ask(id, patience, request).await
+    }
+
+    /// Whether this call has deleted a device already.
+    pub(crate) fn has_deleted(&self, id: &str, call: Option<&Call>) -> Result<bool, Error> {
+        let Some(call) = call else {
+            return Ok(false);
+        };
+        let deleted = self.shared.store.has_deleted(call);
+        deleted.map_err(|()| Error::RequestReused {
+            request_id: call.request_id.clone(),
+            id: id.to_owned(),
+        })
     }
 
     /// Replaces a device's process, and waits until the new one serves.
@@ -406,12 +451,14 @@ impl Supervisor {
         id: &str,
         etag: String,
         force: bool,
+        call: Option<Call>,
     ) -> Result<Device, Error> {
         let config = self.shared.config();
         let patience = config.timeouts.stop + config.timeouts.start + DELETE_SLACK;
         self.ask(id, patience, |reply| Request::Restart {
             etag,
             force,
+            call,
             reply,
         })
         .await?;
@@ -433,9 +480,18 @@ impl Supervisor {
     }
 
     /// Resets a device's model.
-    pub(crate) async fn reset(&self, id: &str, etag: String) -> Result<Device, Error> {
-        self.ask(id, REPLY_TIMEOUT, |reply| Request::Reset { etag, reply })
-            .await?;
+    pub(crate) async fn reset(
+        &self,
+        id: &str,
+        etag: String,
+        call: Option<Call>,
+    ) -> Result<Device, Error> {
+        self.ask(id, REPLY_TIMEOUT, |reply| Request::Reset {
+            etag,
+            call,
+            reply,
+        })
+        .await?;
         self.get(id)
     }
 
@@ -472,16 +528,13 @@ impl Supervisor {
         }
     }
 
-    /// Comes to an end when the store can be read and nothing holds the devices for good.
+    /// Comes to an end when the store answers and nothing holds the devices for good.
     pub(crate) async fn probe(&self) -> Result<(), String> {
         let shared = self.shared.clone();
-        let probe = move || {
-            let _ = shared.devices().len();
-            shared.store.drain().map(drop)
-        };
+        let probe = move || drop(shared.devices());
         let probed = tokio::task::spawn_blocking(probe).await;
-        let probed = probed.map_err(|it| it.to_string())?;
-        probed.map_err(|it| chain(&it))
+        probed.map_err(|it| it.to_string())?;
+        self.shared.store.probe().await.map_err(|it| chain(&it))
     }
 
     /// Waits for the tasks, which end because of the shutdown; the devices' processes stay.
@@ -531,7 +584,7 @@ async fn settled(mut handle: Handle) -> Result<Device, Error> {
     match (device.view.life, &device.view.failure) {
         // It was made, and rests with its host.
         (Life::Ready | Life::Connected | Life::Stopped, _) => Ok(device),
-        (Life::Gone | Life::Failed, Some(failure)) => Err(Error::Start {
+        (Life::Gone | Life::Failed | Life::Deleting, Some(failure)) => Err(Error::Start {
             id,
             failure: failure.clone(),
         }),

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::models::Catalogue;
 use crate::store::{Call, Record};
 
-/// So many calls that updated a device are remembered.
+/// So many calls of a device are remembered.
 const MAX_CALLS: usize = 16;
 
 /// What a task is asked for.
@@ -20,11 +20,13 @@ const MAX_CALLS: usize = 16;
 pub(super) enum Request {
     Reset {
         etag: String,
+        call: Option<Call>,
         reply: oneshot::Sender<Result<(), Error>>,
     },
     Restart {
         etag: String,
         force: bool,
+        call: Option<Call>,
         reply: oneshot::Sender<Result<(), Error>>,
     },
     /// The host's devices are shut down.
@@ -38,6 +40,7 @@ pub(super) enum Request {
     Delete {
         etag: String,
         force: bool,
+        call: Option<Call>,
         reply: oneshot::Sender<Result<(), Error>>,
     },
 }
@@ -57,16 +60,8 @@ impl Update {
     /// The record as it is to be.
     pub(crate) fn plan(&self, record: &Record) -> Result<Record, Error> {
         let id = || record.id.clone();
-        let same = |it: &&Call| Some(&it.request_id) == self.call.as_ref().map(|it| &it.request_id);
-        match record.updated_by.iter().find(same) {
-            Some(earlier) if Some(earlier) == self.call.as_ref() => return Ok(record.clone()),
-            Some(earlier) => {
-                return Err(Error::RequestReused {
-                    request_id: earlier.request_id.clone(),
-                    id: id(),
-                });
-            }
-            None => {}
+        if record.has_met(self.call.as_ref())? {
+            return Ok(record.clone());
         }
         record.check_etag(&self.etag)?;
         if record.delete_time.is_some() {
@@ -82,12 +77,28 @@ impl Update {
             planned.etag = Uuid::new_v4().simple().to_string();
             planned.update_time = clock::now_after(record.update_time);
         }
-        if let Some(call) = &self.call {
-            let forgotten = (planned.updated_by.len() + 1).saturating_sub(MAX_CALLS);
-            planned.updated_by.drain(..forgotten);
-            planned.updated_by.push(call.clone());
-        }
+        planned.remember(self.call.as_ref());
         Ok(planned)
+    }
+}
+
+impl Record {
+    /// Whether this call has been met already. The same request id with other content is an error.
+    pub(super) fn has_met(&self, call: Option<&Call>) -> Result<bool, Error> {
+        let met = call.map(|call| call.is_among(&self.calls)).transpose();
+        met.map(Option::unwrap_or_default)
+            .map_err(|earlier| Error::RequestReused {
+                request_id: earlier.request_id.clone(),
+                id: self.id.clone(),
+            })
+    }
+
+    /// Keeps the call among the last ones.
+    pub(super) fn remember(&mut self, call: Option<&Call>) {
+        let Some(call) = call else { return };
+        let forgotten = (self.calls.len() + 1).saturating_sub(MAX_CALLS);
+        self.calls.drain(..forgotten);
+        self.calls.push(call.clone());
     }
 }
 
@@ -153,7 +164,7 @@ mod tests {
         for index in 0..100 {
             many = label("y", &index.to_string()).plan(&many).unwrap();
         }
-        assert_eq!(many.updated_by.len(), MAX_CALLS);
+        assert_eq!(many.calls.len(), MAX_CALLS);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //!
 //!     Delete:  Gone      Restart:  Starting      Rest:  Stopped --Wake--> Starting
 //!
+//!   What can't be removed of a device that is Gone makes it Leaving, and is tried again after a pause.
 //!   A wish that comes while an earlier one is being met takes its place; after Delete none does.
 //! ```
 
@@ -27,6 +28,9 @@ use crate::store::RestartPolicy;
 /// This many ends within `BURST_WINDOW` make a device FAILED.
 const BURST: usize = 5;
 const BURST_WINDOW: Duration = Duration::from_secs(60);
+
+/// Pause before what could not be removed is tried again.
+const LEAVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What can happen to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub(crate) enum Event {
     Rest,
     /// They are to run again.
     Wake,
+    /// Something is left of the device that could not be removed.
+    Left,
 }
 
 /// What the task has to do.
@@ -81,6 +87,8 @@ pub(crate) enum Phase {
     Killed { then: Then },
     /// The device has no process until it is woken.
     Stopped,
+    /// What is left of the device can't be removed; that is tried again.
+    Leaving { until: Instant },
     /// Nothing is left but to clean up.
     Gone,
 }
@@ -102,7 +110,11 @@ impl Then {
             Event::Delete => Some(Self::Delete),
             Event::Restart => Some(Self::Restart),
             Event::Rest => Some(Self::Rest),
-            Event::Status { .. } | Event::Ended { .. } | Event::Tick | Event::Wake => None,
+            Event::Status { .. }
+            | Event::Ended { .. }
+            | Event::Tick
+            | Event::Wake
+            | Event::Left => None,
         }
     }
 }
@@ -171,7 +183,7 @@ impl State {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Starting { deadline, .. } | Phase::Stopping { deadline, .. } => Some(deadline),
-            Phase::Waiting { until } => Some(until),
+            Phase::Waiting { until } | Phase::Leaving { until } => Some(until),
             Phase::Overdue { .. }
             | Phase::Serving { .. }
             | Phase::Failed
@@ -260,6 +272,12 @@ pub(crate) fn next(state: &State, event: Event, now: Instant) -> (State, Action)
             state.to(Phase::Killed { then }, Action::Kill)
         }
         (Phase::Waiting { until }, Event::Tick) if now >= until => state.start(now),
+        (Phase::Gone, Event::Left) => {
+            let until = now + LEAVE_AGAIN;
+            state.to(Phase::Leaving { until }, Action::None)
+        }
+        (Phase::Leaving { .. }, Event::Delete) => state.on(Then::Delete, now),
+        (Phase::Leaving { until }, Event::Tick) if now >= until => state.on(Then::Delete, now),
         (Phase::Stopped, Event::Wake) => state.on(Then::Restart, now),
         // It was about to rest.
         (
@@ -298,6 +316,7 @@ fn wish(state: State, phase: Phase, then: Then, now: Instant) -> (State, Action)
         Phase::Overdue { .. } => state.to(Phase::Killed { then }, Action::None),
         // From a deletion there is no way back.
         Phase::Gone
+        | Phase::Leaving { .. }
         | Phase::Stopping {
             then: Then::Delete, ..
         }
@@ -428,6 +447,22 @@ mod tests {
     }
 
     #[test]
+    fn what_cant_be_removed_is_tried_again() {
+        let now = Instant::now();
+        let state = serving(RestartPolicy::Always, now);
+        let (state, _) = next(&state, Event::Delete, now);
+        let (state, _) = next(&state, Event::Ended { success: true }, now);
+        let (state, action) = next(&state, Event::Left, now);
+        assert_eq!(action, Action::None);
+        for ignored in [Event::Tick, Event::Restart, Event::Rest, Event::Wake] {
+            assert_eq!(next(&state, ignored, now).1, Action::None, "{ignored:?}");
+        }
+        assert_eq!(next(&state, Event::Delete, now).1, Action::CleanUp);
+        let (state, action) = next(&state, Event::Tick, now + LEAVE_AGAIN);
+        assert_eq!((state.phase, action), (Phase::Gone, Action::CleanUp));
+    }
+
+    #[test]
     fn the_last_wish_holds_except_after_delete() {
         let now = Instant::now();
         let after = |wishes: &[Event]| {
@@ -501,7 +536,7 @@ mod tests {
                         ends.clear();
                     }
                     Event::Rest => rests = true,
-                    Event::Status { .. } | Event::Tick => {}
+                    Event::Status { .. } | Event::Tick | Event::Left => {}
                 }
                 let (after, action) = next(&state, event, now);
                 match action {

@@ -122,7 +122,8 @@ impl View {
             Phase::Stopping {
                 then: Then::Delete, ..
             }
-            | Phase::Killed { then: Then::Delete } => Life::Deleting,
+            | Phase::Killed { then: Then::Delete }
+            | Phase::Leaving { .. } => Life::Deleting,
             Phase::Gone => Life::Gone,
         };
         let failed = |next: &str, failure: &StartError| {
@@ -132,6 +133,10 @@ impl View {
         let told = |reason, message: &str| (Cow::Borrowed(reason), message.to_owned());
         (self.reason, self.message) = match (phase, self.life, self.failure.as_deref()) {
             (Phase::Serving { .. }, ..) => told("SERVED", ""),
+            (Phase::Leaving { .. }, ..) => told(
+                "DELETING",
+                "what is left of it can't be removed, which is tried again; the agent's log says why",
+            ),
             (_, Life::Deleting | Life::Gone, _) => told("DELETING", "it is being deleted"),
             (_, Life::Stopped, _) => told(
                 "SHUT_DOWN",

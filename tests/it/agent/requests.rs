@@ -320,30 +320,13 @@ async fn the_largest_of_requests_have_answers_that_callers_can_take() {
 async fn what_is_not_served_says_so_and_what_to_do() {
     let host = Host::start().await;
     let mut devices = host.devices().await;
-    let delete = DeleteDeviceRequest {
-        request_id: "8f14e45f-ceea-467f-a0e6-0b1f2a3c4d5e".to_owned(),
-        ..deletion("nic0")
-    };
-    for (error, word) in [
-        (
-            devices.delete_device(delete).await.unwrap_err(),
-            "request_id",
-        ),
-        (
-            devices
-                .plug_device(PlugDeviceRequest::default())
-                .await
-                .unwrap_err(),
-            "PlugDevice",
-        ),
-    ] {
-        assert_eq!(
-            (error.code(), &*reason(&error)),
-            (Code::Unimplemented, "UNSERVED"),
-            "{error}"
-        );
-        assert!(error.message().contains(word), "{error}");
-    }
+    let error = devices.plug_device(PlugDeviceRequest::default()).await;
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.code(), &*reason(&error)),
+        (Code::Unimplemented, "UNSERVED")
+    );
+    assert!(error.message().contains("PlugDevice"), "{error}");
     host.assert_empty().await;
 }
 
