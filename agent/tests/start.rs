@@ -25,6 +25,10 @@ struct Host {
 
 impl Host {
     async fn start() -> Self {
+        Self::with_patience(Duration::from_millis(300)).await
+    }
+
+    async fn with_patience(patience: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/device-program");
         let flag = |name: &str, value: &Path| [name.to_owned(), value.display().to_string()];
@@ -36,7 +40,7 @@ impl Host {
         ];
         let args = Args::parse_from(flags.as_flattened());
         let mut config = Sources::with_variables(args, []).load().unwrap().config;
-        config.timeouts.start = Duration::from_millis(300);
+        config.timeouts.start = patience;
         config.timeouts.stop = Duration::from_millis(300);
         let lock = agent::lock(&config).unwrap();
         let socket = config.listen();
@@ -57,22 +61,7 @@ impl Host {
 
     /// Asks for a device that can't be had, and checks that nothing is left of it.
     async fn refused(&mut self, model: &str) -> Status {
-        let spec = DeviceSpec {
-            model: model.to_owned(),
-            limits: Some(ResourceLimits {
-                memory_bytes: 32 << 20,
-                ..ResourceLimits::default()
-            }),
-            ..DeviceSpec::default()
-        };
-        let request = CreateDeviceRequest {
-            device: Some(Device {
-                spec: Some(spec),
-                ..Device::default()
-            }),
-            device_id: "d0".to_owned(),
-            ..CreateDeviceRequest::default()
-        };
+        let request = device(model);
         let error = self.devices.create_device(request).await.unwrap_err();
         let listed = self.devices.list_devices(ListDevicesRequest::default());
         assert_eq!(listed.await.unwrap().into_inner().devices, []);
@@ -84,6 +73,26 @@ impl Host {
     async fn end(mut self) {
         self.end.send(()).unwrap();
         self.agent.join_next().await.unwrap().unwrap().unwrap();
+    }
+}
+
+/// A request for the device `d0` of this model.
+fn device(model: &str) -> CreateDeviceRequest {
+    let spec = DeviceSpec {
+        model: model.to_owned(),
+        limits: Some(ResourceLimits {
+            memory_bytes: 32 << 20,
+            ..ResourceLimits::default()
+        }),
+        ..DeviceSpec::default()
+    };
+    CreateDeviceRequest {
+        device: Some(Device {
+            spec: Some(spec),
+            ..Device::default()
+        }),
+        device_id: "d0".to_owned(),
+        ..CreateDeviceRequest::default()
     }
 }
 
@@ -124,5 +133,47 @@ async fn a_limit_that_a_program_ran_into_is_named() {
     assert_eq!(error.code(), Code::FailedPrecondition);
     let limit = "limits.memory_bytes of 33554432";
     assert!(error.message().contains(limit), "{error}");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_call_whose_caller_went_away_is_in_the_audit_log() {
+    let mut host = Host::with_patience(Duration::from_secs(2)).await;
+    let directory = host.dir.path().join("run/devices/d0");
+    let limit = Duration::from_secs(20);
+    let is_made = async {
+        while !directory.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        answer = host.devices.create_device(device("hangs")) => panic!("{answer:?}"),
+        made = tokio::time::timeout(limit, is_made) => made.unwrap(),
+    }
+    let path = host.dir.path().join("state/audit.log");
+    let written = async {
+        loop {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if !text.is_empty() {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let line = tokio::time::timeout(limit, written).await.unwrap();
+    for part in [
+        "\"method\":\"vfu.v1.DeviceService/CreateDevice\"",
+        "\"resource\":\"devices/d0\"",
+        "\"code\":\"CANCELLED\",\"reason\":\"CALLER_GONE\"",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+    // The agent went on, and has put everything back.
+    let is_gone = async {
+        while directory.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(limit, is_gone).await.unwrap();
     host.end().await;
 }
