@@ -7,6 +7,8 @@
 //!
 //! Without a rule for a user or group everybody who may open the UNIX socket is an operator: its mode and group are the
 //! rule then. Over TCP there is no such thing, and a certificate that no rule names gets nothing.
+//!
+//! Rules are looked at when a call begins. A stream that is under way goes on when they change.
 
 mod certificate;
 mod groups;

@@ -159,6 +159,29 @@ fn a_viewer_can_list_but_not_delete_and_who_has_no_role_can_do_nothing() -> Resu
     Ok(())
 }
 
+#[test]
+fn rules_that_change_hold_for_the_next_call() -> Result<()> {
+    let rule = |role| {
+        let mode = "api.mode = \"0666\"";
+        format!("{mode}\n[[access]]\nrole = \"{role}\"\nuid = {NOBODY}\n")
+    };
+    let agent = Agent::start_with(|_| Ok(rule("viewer")))?;
+    fs::set_permissions(agent.dir(), Permissions::from_mode(0o755))?;
+    let create = || ctl_as(&agent, NOBODY, "create e1000 nic0 --net.null");
+    let denied = create()?;
+    assert_eq!(denied.status.code(), Some(6), "{}", denied.stderr);
+    fs::write(agent.dir().join("agent.toml"), rule("operator"))?;
+    command::wait_for("that the rules are read again", LIMIT, || {
+        Ok(create()?.status.success().then_some(()))
+    })?;
+    fs::write(agent.dir().join("agent.toml"), rule("viewer"))?;
+    command::wait_for("that the rules are read again", LIMIT, || {
+        let denied = ctl_as(&agent, NOBODY, "reset nic0")?;
+        Ok((denied.status.code() == Some(6)).then_some(()))
+    })?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn every_call_that_changes_something_has_a_line_with_its_resource() -> Result<()> {
     let agent = Agent::start()?;
