@@ -252,7 +252,9 @@ async fn a_limit_changes_with_the_file_and_a_mistake_changes_nothing() {
         .iter()
         .find(|it| it.contains("did you mean limits.devices?"));
     assert!(status.is_some(), "{said:?}");
-    assert_eq!(agent(&host).await.limits.unwrap().devices, 2);
+    let told = agent(&host).await;
+    assert!(told.config_error.contains("limits.devces"), "{told:?}");
+    assert_eq!(told.limits.unwrap().devices, 2);
     assert!(
         host.log().contains("agent.toml:2:1: limits.devces"),
         "{}",
@@ -263,6 +265,7 @@ async fn a_limit_changes_with_the_file_and_a_mistake_changes_nothing() {
 
     write(&host, "run_dir = '/elsewhere'\n[limits]\ndevices = 3\n");
     limited(&host, 3).await;
+    assert_eq!(agent(&host).await.config_error, "");
     create(&mut devices, nic("nic2")).await;
 }
 

@@ -95,6 +95,9 @@ impl Service {
                 .path()
                 .map_or_else(String::new, |it| it.display().to_string()),
             cgroup_error: shared.cgroups.error().to_owned(),
+            config_error: shared
+                .config_error()
+                .map_or_else(String::new, |it| it.to_string()),
         }
     }
 }

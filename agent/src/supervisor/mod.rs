@@ -91,6 +91,11 @@ impl Shared {
         self.config.get()
     }
 
+    /// What is wrong with the configuration as it was last read again.
+    pub(crate) fn config_error(&self) -> Option<Arc<str>> {
+        self.config.error()
+    }
+
     fn devices(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
         self.devices.lock().expect("no holder panics")
     }

@@ -149,6 +149,10 @@ fn page(agent: &Agent, now: SystemTime) -> Result<String, Error> {
             (path, error) => format!("{path}; {error}"),
         },
     ));
+    if !agent.config_error.is_empty() {
+        let error = &agent.config_error;
+        lines.push(("Configuration", format!("as it was before: {error}")));
+    }
     let mut text = String::new();
     for (name, value) in lines {
         // What the agent says of the host may be anything.
@@ -293,12 +297,14 @@ request bytes      4096
         agent.shut_down_time = agent.drain_time;
         agent.cgroup = String::new();
         agent.cgroup_error = "no cgroup v2; mount it".into();
+        agent.config_error = "agent.toml:1:1: x: there is no such key".into();
         agent.runtimes[0].error = "not found; install it".into();
         let page = page(&agent, UNIX_EPOCH + Duration::from_secs(1)).unwrap();
         for line in [
             "New devices:     none since 1970-01-01T00:00:00Z (1s ago): new kernel \u{fffd}[2J; vfuctl undrain",
             "Shut down:       1970-01-01T00:00:00Z (1s ago); vfuctl undrain",
             "Cgroup:          none: no cgroup v2; mount it",
+            "Configuration:   as it was before: agent.toml:1:1: x: there is no such key",
             "vfu-device   no: not found; install it   e1000,nvme   /usr/bin/vfu-device",
         ] {
             assert!(page.lines().any(|it| it == line), "no `{line}` in\n{page}");
