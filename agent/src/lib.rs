@@ -4,6 +4,7 @@
 
 mod access;
 mod audit;
+mod chain;
 mod change;
 mod changes;
 mod clock;
@@ -158,10 +159,7 @@ pub async fn run(
     let access = access::Access::new(Rules::new(&config.access)?);
     let calls = rpc::Calls::new(live.clone(), access, audit);
     if let Err(error) = models.get().await {
-        tracing::warn!(
-            error = supervisor::chain(&error),
-            "no devices can be made yet"
-        );
+        tracing::warn!(error = chain::chain(&error), "no devices can be made yet");
     }
 
     // First no more calls come in and streams end, then what the calls under way need.
@@ -170,7 +168,8 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     let (listener, incoming) = listen::Listener::new(listener, &live, &mut tasks, &ending).await?;
     tasks.spawn(calls.clone().follow(ending.clone()));
-    let supervisor = supervisor::Supervisor::start(live.clone(), store, models, boot_id, stopping);
+    let supervisor =
+        supervisor::Supervisor::start(live.clone(), store, models, boot_id, rpc::encode, stopping);
     let supervisor = Arc::new(supervisor);
     let service = rpc::Service::new(supervisor.clone(), live.clone(), ending.clone());
 

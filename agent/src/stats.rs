@@ -80,7 +80,7 @@ impl Reader {
             Ok(stats) => stats,
             Err(error) => {
                 if self.is_news(source) {
-                    let error = crate::supervisor::chain(&error);
+                    let error = crate::chain::chain(&error);
                     tracing::warn!(
                         id = source.id,
                         pid = source.pid,

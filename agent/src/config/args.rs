@@ -8,7 +8,7 @@ use super::LogFormat;
 
 /// Serves PCI devices outside of the VMM: the agent of one host.
 ///
-/// Every key of the configuration file can be set by a variable too, VFU_LIMITS_DEVICES for devices in [limits], and by
+/// Every key of the configuration file can be set by a variable too, VFU_LIMITS_DEVICES for devices of limits, and by
 /// --set. Flags win over variables, and those over the file.
 #[derive(Debug, Clone, Default, Parser)]
 #[command(name = "vfu-agent", version)]

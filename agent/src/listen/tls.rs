@@ -23,8 +23,8 @@ use tokio_rustls::rustls::server::{
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
+use crate::chain::chain;
 use crate::config::{Live, Tcp};
-use crate::supervisor::chain;
 
 /// How often files are looked at.
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -8,9 +8,10 @@ use tonic::{Request, Response, Status};
 
 use super::status::invalid_field;
 use super::{Service, mutation};
+use crate::chain::chain;
 use crate::limits::open_files_of_agent;
 use crate::models::MAX_CONFIG_BYTES;
-use crate::supervisor::{Life, chain};
+use crate::supervisor::Life;
 
 /// Name of the runtime that has our own models.
 const RUNTIME: &str = "vfu-device";

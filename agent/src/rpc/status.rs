@@ -7,9 +7,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::access::{Denied, Peer};
+use crate::chain::chain;
 use crate::changes::VersionError;
 use crate::schema::{Violation, quoted};
-use crate::supervisor::{Error, RefusalKind, StartError, chain};
+use crate::supervisor::{Error, RefusalKind, StartError};
 use crate::{models, socket};
 
 const DOMAIN: &str = "vfu.dev";

@@ -18,7 +18,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::child::{Exit, Process};
 use super::control::{self, Control, Message, Resets, Service};
-use super::error::{Error, StartError, chain};
+use super::error::{Error, StartError};
 use super::request::Request;
 use super::reset::Reset;
 use super::restart::Restart;
@@ -27,6 +27,7 @@ use super::start::{self, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
 use super::view::{Configured, Life, View};
 use super::{Device, Shared};
+use crate::chain::chain;
 use crate::events::Severity;
 use crate::steps;
 use crate::store::Record;

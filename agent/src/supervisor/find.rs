@@ -7,9 +7,10 @@ use tracing::{info, warn};
 use super::child::Exit;
 use super::control::Message;
 use super::device::Task;
-use super::error::{StartError, chain};
+use super::error::StartError;
 use super::start;
 use super::state::{Action, Event};
+use crate::chain::chain;
 use crate::events::Severity;
 use crate::steps;
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::device::Task;
-use super::error::{StartError, chain};
+use super::error::StartError;
 use super::state::{Action, Phase};
+use crate::chain::chain;
 use crate::clock;
 use crate::events::Severity;
 use crate::steps;

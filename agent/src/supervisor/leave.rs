@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::device::Task;
-use super::error::{Error, chain};
+use super::error::Error;
+use crate::chain::chain;
 use crate::events::Severity;
 use crate::store::{Call, Record};
 use crate::{clock, steps};

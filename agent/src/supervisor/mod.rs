@@ -5,9 +5,11 @@
 
 mod backoff;
 mod birth;
+mod calls;
 mod cgroup;
 mod child;
 mod control;
+mod create;
 mod device;
 mod drain;
 mod error;
@@ -32,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -40,22 +42,19 @@ use self::cgroup::Cgroups;
 pub(crate) use self::control::RefusalKind;
 use self::device::{Begin, Task};
 use self::drain::Drain;
-pub(crate) use self::error::{Error, StartError, chain};
+pub(crate) use self::error::{Error, StartError};
 pub(crate) use self::fd::watch as watch_fd;
 use self::request::Request;
 pub(crate) use self::request::Update;
 use self::rundir::RunDir;
-use self::update::UPDATE_TIMEOUT;
 pub(crate) use self::view::{Configured, Life, View};
+use crate::chain::chain;
 use crate::changes::Changes;
 use crate::config::{Config, Live};
 use crate::events::Events;
-use crate::limits::{self, Limits};
 use crate::models::Models;
-use crate::rpc;
-use crate::socket;
 use crate::steps;
-use crate::store::{Call, Contents, Record, Store};
+use crate::store::{Contents, Record, Store};
 
 /// How long a device process may take to answer a request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,6 +64,9 @@ const DELETE_SLACK: Duration = Duration::from_secs(5);
 const STARTS_PER_CPU: usize = 4;
 /// Requests that wait for one device.
 const QUEUE: usize = 16;
+
+/// Makes the message of a device, with the path of its socket, that those who list and watch get.
+type Encode = fn(Device, String) -> Vec<u8>;
 
 /// What all tasks share.
 #[derive(Debug)]
@@ -81,6 +83,7 @@ pub(crate) struct Shared {
     /// Device processes that may be starting at once.
     pub(crate) start_limit: usize,
     devices: Mutex<BTreeMap<String, Handle>>,
+    encode: Encode,
     /// Ids of devices whose records can't be read. Nothing of them is touched.
     unreadable: BTreeSet<String>,
 }
@@ -113,7 +116,7 @@ impl Shared {
     /// Shows how a device is to all who list and watch. Nothing may take that back, not even a crash.
     fn show(&self, device: Device) {
         let record = device.record.clone();
-        let message = rpc::encode(device, self.socket_path(&record.id));
+        let message = (self.encode)(device, self.socket_path(&record.id));
         self.changes.publish(&record.id, &record.uid, message);
     }
 
@@ -190,6 +193,7 @@ impl Supervisor {
         (store, contents): (Store, Contents),
         models: Models,
         boot_id: String,
+        encode: Encode,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         let Contents {
@@ -229,6 +233,7 @@ impl Supervisor {
             starts: Arc::new(Semaphore::new(starting)),
             start_limit: starting,
             devices: Mutex::default(),
+            encode,
             unreadable: unreadable.into_iter().map(|(id, _)| id).collect(),
         });
         let supervisor = Self {
@@ -307,78 +312,6 @@ impl Supervisor {
         tasks.spawn(task);
     }
 
-    /// Whether this device could be made: its path fits, and nobody has its id.
-    pub(crate) fn check(&self, record: &Record) -> Result<(), Error> {
-        let devices = self.shared.devices();
-        match repeated(&devices, record)? {
-            Some(_) => Ok(()),
-            None => self.check_free(&devices, &record.id),
-        }
-    }
-
-    /// Whether this host can hold a device to its limits.
-    pub(crate) fn check_limits(&self, limits: &Limits) -> Result<(), Error> {
-        let most = limits::open_files_of_agent();
-        if let Some(files) = limits.open_files.filter(|it| u64::from(*it) > most) {
-            let why = format!(
-                "{files} is more than the {most} that the agent itself may have; ask for less, or raise LimitNOFILE= of \
-                 its service"
-            );
-            let limit = "open_files";
-            return Err(Error::Unenforceable { limit, why });
-        }
-        let cpu = limits
-            .cpu_millis
-            .map_or(Ok(()), |_| self.shared.cgroups.check_cpu());
-        let limit = "cpu_millis";
-        cpu.map_err(|why| Error::Unenforceable { limit, why })
-    }
-
-    fn check_free(&self, devices: &BTreeMap<String, Handle>, id: &str) -> Result<(), Error> {
-        let dir = self.shared.dir(id);
-        for path in [dir.socket(), dir.control()] {
-            socket::check_path(&path).map_err(Error::Path)?;
-        }
-        if devices.contains_key(id) {
-            let id = id.to_owned();
-            return Err(Error::Exists { id });
-        }
-        if self.shared.unreadable.contains(id) {
-            let id = id.to_owned();
-            return Err(Error::Unreadable { id });
-        }
-        // Under the lock of the devices: a shutdown that comes later finds the device among them.
-        self.shared.drain.check_creation()?;
-        let limit = self.shared.config().limits.devices;
-        if devices.len() >= limit as usize {
-            return Err(Error::Full { limit });
-        }
-        if dir.path().exists() && dir.is_served() {
-            return Err(Error::Orphan {
-                id: id.to_owned(),
-                path: dir.path().to_owned(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Makes a device and waits until it is ready. Goes on when the caller does not wait any more;
-    /// who calls again with the same request id gets the same device.
-    pub(crate) async fn create(&self, record: Record) -> Result<Device, Error> {
-        let handle = {
-            let mut devices = self.shared.devices();
-            match repeated(&devices, &record)? {
-                Some(handle) => handle,
-                None => {
-                    self.check_free(&devices, &record.id)?;
-                    steps::reached("create.checked");
-                    self.launch(&mut devices, record, Begin::Create)
-                }
-            }
-        };
-        settled(handle).await
-    }
-
     /// The device of this id.
     pub(crate) fn get(&self, id: &str) -> Result<Device, Error> {
         self.handle(id).map(|it| it.device())
@@ -416,123 +349,6 @@ impl Supervisor {
             .count()
     }
 
-    /// Takes a device down and waits until nothing is left of it.
-    pub(crate) async fn delete(
-        &self,
-        id: &str,
-        etag: String,
-        force: bool,
-        call: Option<Call>,
-    ) -> Result<(), Error> {
-        // Before the device is looked for: there may be another one of that name.
-        if self.has_deleted(id, call.as_ref())? {
-            return Ok(());
-        }
-        let patience = self.shared.config().timeouts.stop + DELETE_SLACK;
-        let request = |reply| Request::Delete {
-            etag,
-            force,
-            call,
-            reply,
-        };
-        self.ask(id, patience, request).await
-    }
-
-    /// Whether this call has deleted a device already.
-    pub(crate) fn has_deleted(&self, id: &str, call: Option<&Call>) -> Result<bool, Error> {
-        let Some(call) = call else {
-            return Ok(false);
-        };
-        let deleted = self.shared.store.has_deleted(call);
-        deleted.map_err(|()| Error::RequestReused {
-            request_id: call.request_id.clone(),
-            id: id.to_owned(),
-        })
-    }
-
-    /// Replaces a device's process, and waits until the new one serves.
-    pub(crate) async fn restart(
-        &self,
-        id: &str,
-        etag: String,
-        force: bool,
-        call: Option<Call>,
-    ) -> Result<Device, Error> {
-        let config = self.shared.config();
-        let patience = config.timeouts.stop + config.timeouts.start + DELETE_SLACK;
-        self.ask(id, patience, |reply| Request::Restart {
-            etag,
-            force,
-            call,
-            reply,
-        })
-        .await?;
-        self.get(id)
-    }
-
-    /// Whether a device could be restarted now, as far as can be seen without asking its process.
-    pub(crate) fn check_restart(&self, id: &str, etag: &str, force: bool) -> Result<Device, Error> {
-        let device = self.get(id)?;
-        device.record.check_etag(etag)?;
-        let id = id.to_owned();
-        match device.view.life {
-            Life::Deleting | Life::Gone => return Err(Error::Deleting { id }),
-            Life::Stopped => return Err(Error::ShutDown { id }),
-            Life::Starting | Life::Ready | Life::Connected | Life::Failed => {}
-        }
-        device.view.check_use(&id, force)?;
-        Ok(device)
-    }
-
-    /// Resets a device's model.
-    pub(crate) async fn reset(
-        &self,
-        id: &str,
-        etag: String,
-        call: Option<Call>,
-    ) -> Result<Device, Error> {
-        self.ask(id, REPLY_TIMEOUT, |reply| Request::Reset {
-            etag,
-            call,
-            reply,
-        })
-        .await?;
-        self.get(id)
-    }
-
-    /// Changes a device. Goes on when the caller does not wait any more.
-    pub(crate) async fn update(&self, id: &str, update: Update) -> Result<Device, Error> {
-        let update = Box::new(update);
-        let patience = REPLY_TIMEOUT + UPDATE_TIMEOUT;
-        self.ask(id, patience, |reply| Request::Update { update, reply })
-            .await?;
-        self.get(id)
-    }
-
-    async fn ask(
-        &self,
-        id: &str,
-        patience: Duration,
-        request: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Request,
-    ) -> Result<(), Error> {
-        let handle = self.handle(id)?;
-        let (reply, answer) = oneshot::channel();
-        let asked = async {
-            handle.requests.send(request(reply)).await.ok()?;
-            answer.await.ok()
-        };
-        match timeout(patience, asked).await {
-            Ok(Some(answer)) => answer,
-            // The task has ended: the device is gone, or the agent is about to be.
-            Ok(None) if *self.shutdown.borrow() => Err(Error::ShuttingDown),
-            Ok(None) => Err(Error::Missing { id: id.to_owned() }),
-            Err(_) => Err(Error::NoAnswer {
-                id: id.to_owned(),
-                patience,
-            }),
-        }
-    }
-
     /// Comes to an end when the store answers and nothing holds the devices for good.
     pub(crate) async fn probe(&self) -> Result<(), String> {
         let shared = self.shared.clone();
@@ -554,45 +370,5 @@ impl Supervisor {
             tracing::warn!("device tasks did not end in time");
         }
         self.shared.cgroups.close();
-    }
-}
-
-/// The device that an earlier call with this record's request id made, when it asked for the same.
-fn repeated(devices: &BTreeMap<String, Handle>, record: &Record) -> Result<Option<Handle>, Error> {
-    let Some(call) = &record.created_by else {
-        return Ok(None);
-    };
-    let earlier = devices.values().find_map(|handle| {
-        let device = handle.device.borrow();
-        let earlier = device.record.created_by.as_ref();
-        let earlier = earlier.filter(|it| it.request_id == call.request_id);
-        earlier.map(|it| (it == call, device.record.id.clone(), handle))
-    });
-    match earlier {
-        Some((false, id, _)) => Err(Error::RequestReused {
-            request_id: call.request_id.clone(),
-            id,
-        }),
-        earlier => Ok(earlier.map(|(_, _, handle)| handle.clone())),
-    }
-}
-
-/// The device when its start has come to an end.
-async fn settled(mut handle: Handle) -> Result<Device, Error> {
-    let came = handle
-        .device
-        .wait_for(|device| device.view.life != Life::Starting)
-        .await
-        .map(|device| device.clone());
-    let device = came.map_err(|_| Error::ShuttingDown)?;
-    let id = device.record.id.clone();
-    match (device.view.life, &device.view.failure) {
-        // It was made, and rests with its host.
-        (Life::Ready | Life::Connected | Life::Stopped, _) => Ok(device),
-        (Life::Gone | Life::Failed | Life::Deleting, Some(failure)) => Err(Error::Start {
-            id,
-            failure: failure.clone(),
-        }),
-        _ => Err(Error::DeletedMeanwhile { id }),
     }
 }

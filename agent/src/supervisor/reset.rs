@@ -7,8 +7,9 @@ use tracing::{info, warn};
 
 use super::control;
 use super::device::Task;
-use super::error::{Error, chain};
+use super::error::Error;
 use super::state::Phase;
+use crate::chain::chain;
 use crate::events::Severity;
 use crate::steps;
 use crate::store::{Call, Record};

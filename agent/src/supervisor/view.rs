@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::control::{Client, Resets};
-use super::error::{Error, StartError, chain};
+use super::error::{Error, StartError};
 use super::state::{Phase, Then};
+use crate::chain::chain;
 use crate::clock;
 use crate::store::Record;
 
