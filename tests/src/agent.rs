@@ -221,13 +221,13 @@ fn spawn(programs: &Path, dir: &Path) -> Result<Child> {
         .open(dir.join("agent.log"))?;
     let mut command = Command::new(programs.join("vfu-agent"));
     command
-        .arg("--config")
-        .arg(config_file(dir))
         .arg("--run-dir")
         .arg(dir.join("run"))
         .arg("--state-dir")
         .arg(dir.join("state"))
         .args(["--listen", &endpoint(dir)])
+        .arg("--config")
+        .arg(config_file(dir))
         .stdout(log.try_clone()?)
         .stderr(log);
     command

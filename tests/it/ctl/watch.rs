@@ -127,6 +127,9 @@ fn a_watch_goes_on_when_the_agent_was_stopped_and_replaced() -> Result<()> {
     agent.ctl_ok("create e1000 nic1 --net.null")?;
     let mut watch = Running::start(&agent, "get nic1 --watch -o name")?;
     ensure!(watch.words(1)? == "devices/nic1");
+    // What is listed does not tell that the agent has agreed to send changes; a change does.
+    agent.ctl_ok("update nic1 --label b=c")?;
+    ensure!(watch.words(1)? == "devices/nic1");
     // This also ends the agent that runs.
     agent.start_again()?;
     agent.ctl_ok("delete nic0")?;
