@@ -223,6 +223,7 @@ pub async fn run(
     systemd::ready("serving").await;
     let watchdog = systemd::watch(|| supervisor.probe());
     tokio::pin!(watchdog);
+    let mut cut = false;
     let result = tokio::select! {
         result = &mut server => result,
         never = &mut watchdog => match never {},
@@ -244,7 +245,8 @@ pub async fn run(
             tokio::select! {
                 result = &mut server => result,
                 quiet = tokio::time::timeout(grace, quiet) => {
-                    if quiet.is_err() {
+                    cut = quiet.is_err();
+                    if cut {
                         tracing::warn!(?grace, "calls cut off: they took longer than timeouts.shutdown");
                     }
                     Ok(())
@@ -256,6 +258,11 @@ pub async fn run(
     stop.send_replace(true);
     while tasks.join_next().await.is_some() {}
     supervisor.join().await;
+    if cut {
+        // Their callers are told so, now that nothing answers them any more.
+        let _ = tokio::time::timeout(FLUSH, calls.idle()).await;
+        tokio::time::sleep(FLUSH).await;
+    }
     Ok(result?)
 }
 
