@@ -125,8 +125,10 @@ impl Watcher {
                 {
                     output.note(&format!("{}; going on from there", status.message()));
                 }
-                // A first call that fails is a failure of this command.
-                error if self.began && is_loss(&error) => self.back(Some(error), output).await?,
+                // A first call that fails is a failure of this command, unless the agent has answered another already.
+                error if (self.began || self.listed) && is_loss(&error) => {
+                    self.back(Some(error), output).await?
+                }
                 error => return Err(error),
             }
         }
