@@ -47,7 +47,8 @@ pub use self::access::{Account, Error as AccessError, Role, Rule, Rules};
 pub use self::audit::Error as AuditError;
 use self::config::{Config, Live, MAX_REQUEST_BYTES};
 pub use self::listen::Error as ListenError;
-pub use self::socket::{Error as SocketError, bind_api};
+pub use self::listen::bind_api;
+pub use self::socket::Error as SocketError;
 #[cfg(debug_assertions)]
 pub use self::steps::ALL as STEPS;
 pub use self::store::Error as StoreError;

@@ -4,7 +4,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -13,8 +13,6 @@ use nix::sys::socket::{
     socket,
 };
 
-use crate::config::Config;
-use crate::patience;
 use crate::store::SocketSpec;
 
 /// The longest path `sockaddr_un` takes, without the terminating zero.
@@ -102,59 +100,6 @@ pub(crate) fn bind(path: &Path, kind: SockType, spec: &SocketSpec) -> Result<Own
     })
 }
 
-/// The API's socket. A stale one is replaced, a served one refused.
-///
-/// Two agents that start on one path at the same moment are told apart by the lock of their run
-/// directory, not here.
-pub fn bind_api(config: &Config) -> Result<tokio::net::UnixListener, Error> {
-    let is_held = |error: &Error| matches!(error, Error::InUse { .. });
-    patience::unless_held(|| try_bind_api(config), is_held)
-}
-
-fn try_bind_api(config: &Config) -> Result<tokio::net::UnixListener, Error> {
-    let path = &*config.listen();
-    check_path(path)?;
-    let at = |operation, source| Error::Io {
-        operation,
-        path: path.to_owned(),
-        source,
-    };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(at("look at", error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            let path = path.to_owned();
-            return Err(Error::NoSocket { path });
-        }
-        Ok(_) => match is_served(path, SockType::Stream) {
-            Ok(false) => {}
-            Err(error) => return Err(at("connect to", error)),
-            Ok(true) => {
-                let path = path.to_owned();
-                return Err(Error::InUse { path });
-            }
-        },
-    }
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(|source| at("make the directory of", source))?;
-    }
-    let spec = SocketSpec {
-        mode: Some(config.api.mode.0),
-        gid: config
-            .api
-            .gid()
-            .map_err(|why| at("set the group of", io::Error::other(why)))?,
-        ..SocketSpec::default()
-    };
-    let fd = bind(path, SockType::Stream, &spec)?;
-    crate::steps::reached("agent.bound");
-    let listener = std::os::unix::net::UnixListener::from(fd);
-    listener
-        .set_nonblocking(true)
-        .and_then(|()| tokio::net::UnixListener::from_std(listener))
-        .map_err(|source| at("listen on", source))
-}
-
 /// Whether somebody listens at `path`. Nobody does only if the kernel says so: whoever is too busy to accept is alive.
 /// Never waits.
 pub(crate) fn is_served(path: &Path, kind: SockType) -> io::Result<bool> {
@@ -189,12 +134,6 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
-    }
-
-    fn config(path: &Path) -> Config {
-        let mut config = Config::default();
-        config.api.listen = Some(format!("unix://{}", path.display()).parse().unwrap());
-        config
     }
 
     #[test]
@@ -277,30 +216,5 @@ mod tests {
         let path = directory.path().join("x".repeat(room + 1));
         let error = bind(&path, SockType::SeqPacket, &SocketSpec::default()).unwrap_err();
         assert!(error.to_string().contains("has 108 bytes and 107"));
-    }
-
-    #[tokio::test]
-    async fn a_stale_api_socket_is_replaced_and_a_served_one_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("made/agent.sock");
-        let config = config(&path);
-        let first = bind_api(&config).unwrap();
-        assert_eq!(mode(&path), 0o660);
-        assert!(matches!(bind_api(&config), Err(Error::InUse { .. })));
-        drop(first);
-        let _second = bind_api(&config).unwrap();
-        UnixStream::connect(&path).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("precious");
-        fs::write(&path, "x").unwrap();
-        assert!(matches!(
-            bind_api(&config(&path)),
-            Err(Error::NoSocket { .. })
-        ));
-        assert_eq!(fs::read(&path).unwrap(), b"x");
     }
 }

@@ -4,6 +4,7 @@
 mod connection;
 mod places;
 mod tls;
+mod unix;
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,6 +24,7 @@ use self::connection::Connection;
 use self::places::{Owner, Place, Places};
 pub use self::tls::Error;
 use self::tls::{Files, Reloader};
+pub use self::unix::bind_api;
 use crate::access::{Local, Peer, Remote};
 use crate::config::Live;
 

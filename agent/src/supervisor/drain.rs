@@ -3,60 +3,19 @@
 //! Both are durable before they have an effect, and an agent that dies in between goes on with them. A drain holds until
 //! it is taken back; a shutdown until then, or until the host boots, because it is for a host that goes down.
 
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
-use super::error::Error;
+use super::error::{Drained, Error};
 use super::request::Request;
 use super::view::Life;
 use super::{Handle, Supervisor};
 use crate::clock;
 use crate::steps;
 use crate::store::{self, Store};
-
-/// Why no devices are made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Drained {
-    /// Somebody said so.
-    Asked { reason: String },
-    /// Those that there are have been shut down.
-    ShutDown,
-}
-
-impl Drained {
-    /// Why, for programs.
-    pub(crate) fn reason(&self) -> &'static str {
-        match self {
-            Self::Asked { .. } => "DRAINED",
-            Self::ShutDown => "DEVICES_SHUT_DOWN",
-        }
-    }
-}
-
-impl fmt::Display for Drained {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Asked { reason } if reason.is_empty() => {
-                write!(
-                    f,
-                    "the agent is drained; Undrain lets it make devices again"
-                )
-            }
-            Self::Asked { reason } => write!(
-                f,
-                "the agent is drained ({reason}); Undrain lets it make devices again"
-            ),
-            Self::ShutDown => write!(
-                f,
-                "the devices of this host were shut down; Undrain starts them again and lets the agent make others"
-            ),
-        }
-    }
-}
 
 /// What came of a shutdown.
 #[derive(Debug, Default)]

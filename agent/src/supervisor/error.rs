@@ -1,12 +1,12 @@
 //! What can go wrong with devices.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::child::Exit;
 use super::control::{Client, Refusal};
-use super::drain::Drained;
 use crate::{models, socket, store};
 
 /// Why a request about a device can't be met.
@@ -144,6 +144,46 @@ fn in_use(connected: &[String]) -> String {
 
 fn user(client: Option<&Client>) -> String {
     client.map_or_else(|| "a client".to_owned(), Client::to_string)
+}
+
+/// Why no devices are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// Somebody said so.
+    Asked { reason: String },
+    /// Those that there are have been shut down.
+    ShutDown,
+}
+
+impl Drained {
+    /// Why, for programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Asked { .. } => "DRAINED",
+            Self::ShutDown => "DEVICES_SHUT_DOWN",
+        }
+    }
+}
+
+impl fmt::Display for Drained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked { reason } if reason.is_empty() => {
+                write!(
+                    f,
+                    "the agent is drained; Undrain lets it make devices again"
+                )
+            }
+            Self::Asked { reason } => write!(
+                f,
+                "the agent is drained ({reason}); Undrain lets it make devices again"
+            ),
+            Self::ShutDown => write!(
+                f,
+                "the devices of this host were shut down; Undrain starts them again and lets the agent make others"
+            ),
+        }
+    }
 }
 
 /// Why a device's process does not serve it.

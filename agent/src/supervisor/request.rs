@@ -15,19 +15,22 @@ use crate::store::{Call, Record};
 /// So many calls of a device are remembered.
 const MAX_CALLS: usize = 16;
 
+/// Who waits for an answer.
+pub(super) type Reply = oneshot::Sender<Result<(), Error>>;
+
 /// What a task is asked for.
 #[derive(Debug)]
 pub(super) enum Request {
     Reset {
         etag: String,
         call: Option<Call>,
-        reply: oneshot::Sender<Result<(), Error>>,
+        reply: Reply,
     },
     Restart {
         etag: String,
         force: bool,
         call: Option<Call>,
-        reply: oneshot::Sender<Result<(), Error>>,
+        reply: Reply,
     },
     /// The host's devices are shut down.
     Rest,
@@ -35,14 +38,29 @@ pub(super) enum Request {
     Wake,
     Update {
         update: Box<Update>,
-        reply: oneshot::Sender<Result<(), Error>>,
+        reply: Reply,
     },
     Delete {
         etag: String,
         force: bool,
         call: Option<Call>,
-        reply: oneshot::Sender<Result<(), Error>>,
+        reply: Reply,
     },
+}
+
+/// A reset that the process was asked for.
+#[derive(Debug)]
+pub(super) struct Reset {
+    pub(super) call: Option<Call>,
+    pub(super) replies: Vec<Reply>,
+}
+
+/// Who waits for another process.
+#[derive(Debug, Default)]
+pub(super) struct Restart {
+    pub(super) replies: Vec<Reply>,
+    /// The call that asked for it, if it had an id, until it is in the record.
+    pub(super) call: Option<Call>,
 }
 
 /// What a caller wants.

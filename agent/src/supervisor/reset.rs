@@ -2,26 +2,17 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::control;
 use super::device::Task;
 use super::error::Error;
+use super::request::{Reply, Reset};
 use super::state::Phase;
 use crate::chain::chain;
 use crate::events::Severity;
 use crate::steps;
 use crate::store::{Call, Record};
-
-type Reply = oneshot::Sender<Result<(), Error>>;
-
-/// A reset that the process was asked for.
-#[derive(Debug)]
-pub(super) struct Reset {
-    call: Option<Call>,
-    replies: Vec<Reply>,
-}
 
 impl Task {
     /// Begins to reset the model.

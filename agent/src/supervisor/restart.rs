@@ -1,23 +1,13 @@
 //! Another process for a device: asked for, and answered when it serves, or can't.
 
-use tokio::sync::oneshot;
 use tracing::info;
 
 use super::device::Task;
 use super::error::Error;
+use super::request::Reply;
 use super::state::{Event, Phase, Then};
 use crate::events::Severity;
 use crate::store::Call;
-
-type Reply = oneshot::Sender<Result<(), Error>>;
-
-/// Who waits for another process.
-#[derive(Debug, Default)]
-pub(super) struct Restart {
-    replies: Vec<Reply>,
-    /// The call that asked for it, if it had an id, until it is in the record.
-    pub(super) call: Option<Call>,
-}
 
 impl Task {
     /// Replaces the process, or begins to.
