@@ -10,7 +10,7 @@ use std::{
 use tonic::{Code, Status};
 
 use crate::{
-    client::Endpoint,
+    endpoint::Endpoint,
     refusal::{self, Flag},
     schema::Schema,
 };

@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod cmd;
 mod config;
+mod endpoint;
 mod error;
 mod output;
 mod refusal;

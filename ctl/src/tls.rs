@@ -20,7 +20,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::{client::Endpoint, error::Error};
+use crate::{endpoint::Endpoint, error::Error};
 
 /// How long the agent may take to begin. It says something at once if it takes our certificate; a proxy may not.
 const GREETING: Duration = Duration::from_secs(1);

@@ -18,7 +18,7 @@ pub(crate) use self::{
     early::Early,
     observe::{Events, Logs, Stats, Watch},
 };
-use crate::{client::Endpoint, error::EXIT_CODES, output::Format, tls::Tls};
+use crate::{endpoint::Endpoint, error::EXIT_CODES, output::Format, tls::Tls};
 
 const EXAMPLES: &str = "\
 Examples:

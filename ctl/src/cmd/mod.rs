@@ -10,6 +10,7 @@ pub(crate) mod get;
 pub(crate) mod logs;
 pub(crate) mod models;
 pub(crate) mod probe;
+mod read;
 pub(crate) mod reset;
 pub(crate) mod restart;
 pub(crate) mod stats;

@@ -13,7 +13,7 @@ use std::{
 use proto::v1::{Device, GetDeviceRequest, device_status::State};
 use tokio::process::Command;
 
-use super::{device_name, get};
+use super::{device_name, read};
 use crate::{
     args::Probe,
     client::Client,
@@ -45,7 +45,7 @@ pub(crate) async fn run(
         None => {
             // Without an agent nobody knows better than the server itself.
             if let Ok(client) = client
-                && let Ok(listed) = get::all(&client, "").await
+                && let Ok(listed) = read::all(&client, "").await
                 && let Some(device) = listed
                     .devices
                     .into_iter()

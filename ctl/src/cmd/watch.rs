@@ -13,7 +13,7 @@ use proto::v1::{Device, WatchDevicesRequest, WatchDevicesResponse, watch_devices
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::get;
+use super::read;
 use crate::{
     args::Watch,
     client::Client,
@@ -62,7 +62,7 @@ pub(super) async fn names(
 ) -> Result<(), Error> {
     for name in &names {
         // The agent says best what is wrong with a name.
-        get::one(client, name).await?;
+        read::one(client, name).await?;
     }
     let mut watcher = Watcher::new(client);
     watcher.names = names;
@@ -179,7 +179,7 @@ impl Watcher {
 
     /// Shows how the devices differ from those that were shown last.
     async fn list(&mut self, output: &mut Output<'_>) -> Result<(), Error> {
-        let listed = get::all(&self.client, &self.filter).await?;
+        let listed = read::all(&self.client, &self.filter).await?;
         let change = |kind: Type, device: Device| WatchDevicesResponse {
             r#type: kind.into(),
             resource_version: listed.resource_version.clone(),
