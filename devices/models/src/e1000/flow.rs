@@ -22,7 +22,8 @@ use super::{
         bits::{Ctrl, Fcrth, Fcrtl, Rah, Rctl, Status, Tctl},
     },
     state,
-    statistics::{FCS_BYTES, Sent},
+    statistics::Sent,
+    totals::FCS_BYTES,
 };
 
 /// The opcode of PAUSE, the only one there is.

@@ -7,8 +7,6 @@ use pci::regs::Regs;
 
 use super::{spec, totals::Totals};
 
-/// Bytes of the FCS.
-pub(super) const FCS_BYTES: u32 = 4;
 /// The shortest good frame.
 const GOOD_BYTES_MIN: u32 = 64;
 /// The sizes that are counted apart: up to 64, 127, 255, 511, 1023, and more bytes.

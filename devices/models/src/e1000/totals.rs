@@ -4,7 +4,8 @@
 
 use pci::stats::Sink;
 
-use super::statistics::FCS_BYTES;
+/// Bytes of the FCS.
+pub(super) const FCS_BYTES: u32 = 4;
 
 /// What went through the device, and what did not.
 #[derive(Clone, Copy, Debug, Default)]

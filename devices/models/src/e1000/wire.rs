@@ -9,7 +9,8 @@ use super::{
     interrupt::Events,
     path::Path,
     rx::Receiver,
-    statistics::{Cast, FCS_BYTES, Sent},
+    statistics::{Cast, Sent},
+    totals::FCS_BYTES,
     totals::Totals,
 };
 

@@ -16,7 +16,8 @@ use crate::e1000::{
         bits::{Ctrl, Pba, Rctl},
         descriptor::{Receive, ReceiveErrors, ReceiveStatus},
     },
-    statistics::{FCS_BYTES, Received},
+    statistics::Received,
+    totals::FCS_BYTES,
     totals::Totals,
 };
 

@@ -36,7 +36,7 @@ use super::{
         descriptor::{ReceiveErrors, ReceiveStatus},
     },
     state,
-    statistics::FCS_BYTES,
+    totals::FCS_BYTES,
     totals::Totals,
 };
 use delivery::{Delivery, Packet, Report};

@@ -12,7 +12,7 @@ use crate::e1000::{
     checksum,
     segment::Segmenter,
     spec,
-    statistics::FCS_BYTES,
+    totals::FCS_BYTES,
     wire::{FRAME_BYTES_MIN, Pause, Way},
 };
 
