@@ -23,6 +23,7 @@ impl Supervisor {
         if self.has_deleted(id, call.as_ref())? {
             return Ok(());
         }
+        let repeated = call.clone();
         let patience = self.shared.config().timeouts.stop + DELETE_SLACK;
         let request = |reply| Request::Delete {
             etag,
@@ -30,7 +31,11 @@ impl Supervisor {
             call,
             reply,
         };
-        self.ask(id, patience, request).await
+        match self.ask(id, patience, request).await {
+            // The same call, made earlier, was about to come to its end.
+            Err(Error::Missing { .. }) if self.has_deleted(id, repeated.as_ref())? => Ok(()),
+            answer => answer,
+        }
     }
 
     /// Whether this call has deleted a device already.

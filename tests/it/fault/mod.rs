@@ -17,9 +17,9 @@ use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt, path::Pat
 use nix::sys::signal::Signal;
 use prost_types::FieldMask;
 use proto::v1::{
-    CreateDeviceRequest, Device, GetAgentRequest, ListDevicesRequest, ResetDeviceRequest,
-    RestartDeviceRequest, UpdateDeviceRequest, agent_service_client::AgentServiceClient, condition,
-    device_status::State,
+    CreateDeviceRequest, DeleteDeviceRequest, Device, GetAgentRequest, ListDevicesRequest,
+    ResetDeviceRequest, RestartDeviceRequest, UpdateDeviceRequest,
+    agent_service_client::AgentServiceClient, condition, device_status::State,
 };
 use serde_json::json;
 use tests::command;
@@ -111,20 +111,17 @@ impl Caller {
         let Some(call) = self.last.clone() else {
             return Ok(());
         };
-        if call.op == Op::Restart {
-            // Without a request id it is another one.
-            return Ok(());
-        }
         let before = self.known.clone();
         match self.send(devices, &call).await {
             Err(status) if is_death(&status) => return Err(Died),
-            // The device is gone, and with it what it remembers of its calls.
-            Err(status) if call.op == Op::Delete => assert_eq!(status.code(), Code::NotFound),
             Err(status) => panic!("{}: {call:?} again: {status:?}", self.id),
             Ok(Some(device)) => {
                 let before = before.unwrap();
                 assert_eq!(device.uid, before.uid, "{call:?} again");
                 assert_eq!(device.labels["app"], before.label, "{call:?} again");
+                if let Some(process) = before.pid {
+                    assert_eq!(pid(&device), process, "{call:?} again");
+                }
             }
             Ok(None) => {}
         }
@@ -141,8 +138,6 @@ impl Caller {
         let answer = self.send(devices, &call).await;
         match (answer, &call.op) {
             (Err(status), _) if is_death(&status) => return Err(Died),
-            // It was done, and the answer got lost.
-            (Err(status), Op::Delete) if status.code() == Code::NotFound => self.known = None,
             (Err(status), op) => panic!("{}: {op:?}: {status:?}", self.id),
             (Ok(None), _) => self.known = None,
             (Ok(Some(device)), op) => self.learn(&device, op),
@@ -210,6 +205,7 @@ impl Caller {
                 Op::Reset => {
                     let request = ResetDeviceRequest {
                         name,
+                        request_id,
                         ..ResetDeviceRequest::default()
                     };
                     devices.reset_device(request).await.map(Some)
@@ -217,14 +213,18 @@ impl Caller {
                 Op::Restart => {
                     let request = RestartDeviceRequest {
                         name,
+                        request_id,
                         ..RestartDeviceRequest::default()
                     };
                     devices.restart_device(request).await.map(Some)
                 }
-                Op::Delete => devices
-                    .delete_device(deletion(&self.id))
-                    .await
-                    .map(|_| None),
+                Op::Delete => {
+                    let request = DeleteDeviceRequest {
+                        request_id,
+                        ..deletion(&self.id)
+                    };
+                    devices.delete_device(request).await.map(|_| None)
+                }
             }
         };
         let answer = timeout(LIMIT, answer).await;
