@@ -174,6 +174,7 @@ impl Audit {
         let mut bytes = serde_json::to_vec(&line).expect("a line is text and numbers");
         bytes.push(b'\n');
         lock(&self.0).append(&bytes);
+        crate::steps::reached("audit.appended");
     }
 }
 

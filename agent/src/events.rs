@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::clock;
 use crate::journal::{self, Writer};
 use crate::store::Record;
+use crate::{clock, steps};
 
 /// So many events of one device are kept.
 const PER_DEVICE: usize = 100;
@@ -130,7 +130,9 @@ impl Inner {
             return self.rewrite(path);
         };
         self.written += 1;
-        writer.append(&serde_json::to_vec(event)?)
+        writer.append(&serde_json::to_vec(event)?)?;
+        steps::reached("events.appended");
+        Ok(())
     }
 
     /// Writes all events into a file that takes the place of the one there is.
@@ -139,6 +141,7 @@ impl Inner {
         let mut writer = Writer::create(&hidden)?;
         let entries: Result<Vec<_>, _> = self.events.values().map(serde_json::to_vec).collect();
         writer.append_all(entries?.into_iter())?;
+        steps::reached("events.hidden");
         std::fs::rename(hidden, path)?;
         self.writer = Some(writer);
         self.written = self.events.len();

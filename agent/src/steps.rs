@@ -36,6 +36,10 @@ mod deadly {
         "changes.hidden",
         "changes.begun",
         "changes.appended",
+        // What happened is written down for people.
+        "events.hidden",
+        "events.appended",
+        "audit.appended",
         // Files and sockets, which come to be under another name first.
         "file.hidden",
         "socket.hidden",
@@ -62,6 +66,7 @@ mod deadly {
         // It is reset.
         "reset.told",
         "reset.answered",
+        "reset.recorded",
         // It goes.
         "delete.recorded",
         "delete.terminated",

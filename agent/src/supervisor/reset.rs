@@ -89,6 +89,7 @@ impl Task {
             let error = chain(&error);
             warn!(error, "a call that reset the device was not recorded");
         }
+        steps::reached("reset.recorded");
         self.record = Arc::new(record);
         self.shown = self.record.clone();
     }
