@@ -58,6 +58,7 @@ mod deadly {
         "update.recorded",
         "update.told",
         "update.answered",
+        "update.agreed",
         "update.undone",
         // What happened to it is written down: it is started again, or given up.
         "history.recorded",

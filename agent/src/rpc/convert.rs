@@ -154,6 +154,7 @@ pub(super) fn record(
         deleted_by: None,
         traceparent,
         history: History::default(),
+        undo: None,
     })
 }
 

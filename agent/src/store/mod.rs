@@ -19,7 +19,8 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
 pub use self::error::Error;
 pub(crate) use self::record::{
-    Call, Drain, Drained, Failure, History, Record, RestartPolicy, ShutDown, SocketSpec, Spec,
+    Call, Drain, Drained, Failure, History, Previous, Record, RestartPolicy, ShutDown, SocketSpec,
+    Spec,
 };
 use self::schema::{AGENT, DELETIONS, DEVICES, DRAIN};
 use self::writer::{Change, Writer};

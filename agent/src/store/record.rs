@@ -30,6 +30,24 @@ pub(crate) struct Record {
     pub(crate) deleted_by: Option<Call>,
     pub(crate) traceparent: Option<String>,
     pub(crate) history: History,
+    /// While a change waits for the process to agree: how it was when the process last had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) undo: Option<Box<Previous>>,
+}
+
+/// What a record goes back to when the process refuses what was made of it since.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Previous {
+    pub(crate) etag: String,
+    pub(crate) generation: i64,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) update_time: SystemTime,
+    pub(crate) spec: Spec,
+    /// Whether the process is known to have had this configuration.
+    pub(crate) was_configured: bool,
+    /// The calls that changed it since: to be forgotten with what they did.
+    pub(crate) calls: Vec<Call>,
 }
 
 /// What happened to a device that the next agent has to know.

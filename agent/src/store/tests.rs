@@ -31,6 +31,7 @@ pub(crate) fn record(id: &str) -> Record {
         deleted_by: None,
         traceparent: None,
         history: History::default(),
+        undo: None,
     }
 }
 

@@ -156,6 +156,7 @@ impl Task {
                 }
                 () = asked_to_end(&mut shutdown) => return,
             }
+            self.settle_late().await;
         }
     }
 
@@ -298,7 +299,6 @@ impl Task {
             }) => {
                 if self.told == Some(id) {
                     self.answered(ok.then_some(()).ok_or((field, message)));
-                    self.publish();
                 } else if let Some(reset) = self.resets.remove(&id) {
                     let answer = ok.then_some(()).ok_or((field, message));
                     self.reset_answered(reset, answer).await;
@@ -307,7 +307,6 @@ impl Task {
             // A program that knows no such request answers so.
             Ok(Message::Error { message }) if self.told.is_some() => {
                 self.answered(Err((None, message)));
-                self.publish();
             }
             Ok(Message::Error { message }) => warn!(message, "device process"),
             Ok(Message::Unknown) => {}

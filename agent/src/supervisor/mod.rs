@@ -25,6 +25,7 @@ mod rundir;
 mod serve;
 mod start;
 mod state;
+mod undo;
 mod update;
 mod view;
 

@@ -1,9 +1,9 @@
 //! A living device becomes another one.
 //!
 //! First the record, durable; then the process, which either takes the configuration over or says why it can't: then the
-//! record goes back, and nobody has seen it. A process that does not answer leaves the record as the caller wants it, and
-//! is told until it answers; so is every process that an agent finds, because the one before may have died in between.
-//! What has no process starts with what is recorded.
+//! record goes back (`undo`), and nobody has seen it. A process that does not answer leaves the record as the caller wants
+//! it, and is told until it answers; so is every process that an agent finds, because the one before may have died in
+//! between. What has no process, or one that does not serve yet, has what is recorded.
 //!
 //! ```text
 //!   told --ok--> Configured::Yes        told --refused--> Configured::No
@@ -33,46 +33,53 @@ impl Task {
     /// Changes the device.
     pub(super) async fn update(&mut self, update: &Update) -> Result<(), Error> {
         let before = self.record.clone();
-        let planned = update.plan(&before)?;
+        let mut planned = update.plan(&before)?;
+        let has_all = planned.spec.config == before.spec.config && self.is_configured();
+        planned.undo = match &before.undo {
+            // Whatever comes then, the caller is promised that it stays so.
+            _ if !self.can_answer() => None,
+            undo if has_all || planned == *before => undo.clone(),
+            _ => Some(self.way_back(update.call.as_ref())),
+        };
         if planned != *before {
             self.record_durably(planned, "write how it shall be")
                 .await?;
             steps::reached("update.recorded");
         }
-        if self.record.spec.limits != before.spec.limits {
-            let (id, limits) = (&self.record.id, &self.record.spec.limits);
-            if let Err(error) = self.shared.cgroups.set(id, limits) {
-                warn!(%error, "cgroup as it was before the update");
-            }
-        }
-        if self.record.spec.config == before.spec.config && self.is_configured() {
-            return Ok(());
-        }
-        let was_configured = self.is_configured();
-        let configured = self.configure().await;
-        if matches!(configured, Err(Error::Refused { .. })) && self.record != before {
-            let change = "write again how it was";
-            self.record_durably((*before).clone(), change).await?;
-            steps::reached("update.undone");
-            match was_configured {
-                true => self.view.configured = Configured::Yes,
-                false => self.tell(),
-            }
-        }
+        let configured = match has_all {
+            true => Ok(()),
+            false => self.configure().await,
+        };
+        self.settle().await?;
         configured
     }
 
-    async fn record_durably(&mut self, record: Record, change: &'static str) -> Result<(), Error> {
+    pub(super) async fn record_durably(
+        &mut self,
+        record: Record,
+        change: &'static str,
+    ) -> Result<(), Error> {
         let put = self.shared.store.put(&record).await;
         put.map_err(|source| self.not_durable(change, source))?;
         self.state.set_policy(record.spec.restart_policy);
+        let (id, limits) = (&record.id, &record.spec.limits);
+        if *limits != self.record.spec.limits
+            && let Err(error) = self.shared.cgroups.set(id, limits)
+        {
+            warn!(%error, "cgroup as it was before the update");
+        }
         self.record = Arc::new(record);
         Ok(())
     }
 
     /// Whether there is no process with another configuration than the recorded one.
-    fn is_configured(&self) -> bool {
+    pub(super) fn is_configured(&self) -> bool {
         self.view.pid.is_none() || self.view.configured == Configured::Yes
+    }
+
+    /// Whether there is a process that says what it thinks of a change; one that is still starting does so later.
+    fn can_answer(&self) -> bool {
+        self.view.pid.is_some() && matches!(self.state.phase, Phase::Serving { .. })
     }
 
     /// Tells the process the recorded configuration, and waits for its answer.
@@ -81,8 +88,7 @@ impl Task {
             return Ok(());
         }
         self.tell();
-        // One that is still starting answers when it has.
-        if !matches!(self.state.phase, Phase::Serving { .. }) {
+        if !self.can_answer() {
             return Ok(());
         }
         let deadline = Instant::now() + UPDATE_TIMEOUT;
@@ -151,5 +157,9 @@ impl Task {
                 Configured::No { field, message }
             }
         };
+        // Else only when it is certain what the record is now.
+        if self.record.undo.is_none() {
+            self.publish();
+        }
     }
 }

@@ -282,6 +282,34 @@ pub(crate) fn deletion(id: &str) -> DeleteDeviceRequest {
     }
 }
 
+/// A device program whose catalogue promises that MAC address and network can change, which they can't.
+pub(crate) fn liar(host: &Host) -> String {
+    let path = host.path("liar");
+    let program = host.program.with_file_name("vfu-device");
+    let program = program.display();
+    let catalogue = std::process::Command::new(host.program.with_file_name("vfu-device"))
+        .args(["models", "--json"])
+        .output()
+        .unwrap();
+    let mut catalogue: serde_json::Value = serde_json::from_slice(&catalogue.stdout).unwrap();
+    for model in catalogue["models"].as_array_mut().unwrap() {
+        if model["name"] == "e1000" {
+            for field in ["mac", "net"] {
+                model["config_schema"]["properties"][field]["x-vfu-mutable"] = true.into();
+            }
+        }
+    }
+    fs::write(host.path("catalogue"), catalogue.to_string()).unwrap();
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = models ]; then exec cat {}; fi\nexec {program} \"$@\"\n",
+        host.path("catalogue").display()
+    );
+    fs::write(&path, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&path, mode).unwrap();
+    path.display().to_string()
+}
+
 pub(crate) fn state(device: &Device) -> State {
     device.status.as_ref().unwrap().state()
 }

@@ -349,3 +349,130 @@ async fn a_call_that_is_repeated_changes_nothing_and_creation_is_still_known() {
     let again = create(&mut devices, creation).await;
     assert_eq!(again.uid, created.uid);
 }
+
+/// A host whose catalogue says that its processes can change what they can't.
+async fn lying_host() -> Host {
+    let mut host = Host::new();
+    host.flags = vec!["--device-program".to_owned(), liar(&host)];
+    host.start_agent().await;
+    host
+}
+
+/// A label, and what the process refuses.
+fn refusable(config: serde_json::Value, path: &str) -> UpdateDeviceRequest {
+    let mut device = configured("nic0", config);
+    device.labels.insert("app".to_owned(), "new".to_owned());
+    update(device, &["labels.app", path])
+}
+
+fn mac() -> UpdateDeviceRequest {
+    refusable(json!({"mac": "52:54:00:12:34:56"}), "spec.config.mac")
+}
+
+fn has_field(device: &Device, field: &str) -> bool {
+    let config = device.spec.as_ref().unwrap().config.as_ref().unwrap();
+    config.fields.contains_key(field)
+}
+
+#[tokio::test]
+async fn what_the_process_refuses_leaves_no_trace_and_can_be_asked_again() {
+    let mut host = lying_host().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    let mut request = mac();
+    request.request_id = "8f14e45f-ceea-467f-a0e6-0b1f2a3c4d5e".to_owned();
+    for _ in 0..2 {
+        let error = not_updated(&mut devices, request.clone()).await;
+        assert!(error.message().contains("create it anew"), "{error}");
+        assert_eq!(get(&mut devices, "nic0").await, device);
+    }
+    host.end_agent(Signal::SIGKILL);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let adopted = wait_for(&mut devices, "nic0", "configured", is_configured).await;
+    assert_eq!(
+        (&adopted.spec, &adopted.etag, adopted.generation),
+        (&device.spec, &device.etag, 1)
+    );
+    assert_eq!(adopted.labels, device.labels);
+    assert_eq!(pid(&adopted), pid(&device));
+    assert_eq!(updated(&mut devices, link("down")).await.generation, 2);
+}
+
+#[tokio::test]
+async fn a_refusal_that_comes_late_takes_the_change_back() {
+    let host = lying_host().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    send(pid(&device), Signal::SIGSTOP);
+    let error = not_updated(&mut devices, mac()).await;
+    assert_eq!(reason(&error), "DEVICE_NO_ANSWER");
+    let seen = get(&mut devices, "nic0").await;
+    assert!(has_field(&seen, "mac"));
+    assert_eq!((seen.generation, &*seen.labels["app"]), (2, "new"));
+
+    send(pid(&device), Signal::SIGCONT);
+    let back = wait_for(&mut devices, "nic0", "configured", is_configured).await;
+    assert_eq!((&back.spec, &back.labels), (&device.spec, &device.labels));
+    assert_eq!(back.generation, 3, "others have seen the second");
+    assert!(back.etag != device.etag && back.etag != seen.etag);
+    assert_eq!(pid(&back), pid(&device));
+    assert_eq!(updated(&mut devices, link("down")).await.generation, 4);
+}
+
+#[tokio::test]
+async fn a_refusal_that_the_next_agent_hears_takes_the_change_back() {
+    let mut host = lying_host().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    send(pid(&device), Signal::SIGSTOP);
+    let error = not_updated(&mut devices, mac()).await;
+    assert_eq!(reason(&error), "DEVICE_NO_ANSWER");
+    host.end_agent(Signal::SIGKILL);
+    send(pid(&device), Signal::SIGCONT);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let back = wait_for(&mut devices, "nic0", "configured", is_configured).await;
+    assert_eq!((&back.spec, &back.labels), (&device.spec, &device.labels));
+    assert_eq!(pid(&back), pid(&device));
+}
+
+#[tokio::test]
+async fn a_change_that_waits_is_agreed_to_by_a_process_that_starts_with_it() {
+    let mut host = lying_host().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    send(pid(&device), Signal::SIGSTOP);
+    let error = not_updated(&mut devices, mac()).await;
+    assert_eq!(reason(&error), "DEVICE_NO_ANSWER");
+    send(pid(&device), Signal::SIGKILL);
+    let is_anew = |it: &Device| is_configured(it) && pid(it) != pid(&device);
+    let anew = wait_for(&mut devices, "nic0", "another process", is_anew).await;
+    assert!(has_field(&anew, "mac"));
+    assert_eq!((anew.generation, &*anew.labels["app"]), (2, "new"));
+    // From now on it is this configuration that a refusal leads back to.
+    let other = refusable(json!({"mac": "52:54:00:12:34:57"}), "spec.config.mac");
+    not_updated(&mut devices, other).await;
+    assert_eq!(get(&mut devices, "nic0").await.spec, anew.spec);
+    host.end_agent(Signal::SIGKILL);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let adopted = wait_for(&mut devices, "nic0", "configured", is_configured).await;
+    assert_eq!((adopted.spec, adopted.generation), (anew.spec, 2));
+}
+
+#[tokio::test]
+async fn a_change_that_waits_is_taken_back_when_no_process_starts_with_it() {
+    let host = lying_host().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    send(pid(&device), Signal::SIGSTOP);
+    let tap = json!({"net": {"tap": {"ifname": "vfu0", "netns": "/absent"}}});
+    let error = not_updated(&mut devices, refusable(tap, "spec.config.net")).await;
+    assert_eq!(reason(&error), "DEVICE_NO_ANSWER");
+    send(pid(&device), Signal::SIGKILL);
+    let is_anew = |it: &Device| is_configured(it) && pid(it) != pid(&device);
+    let anew = wait_for(&mut devices, "nic0", "another process", is_anew).await;
+    assert_eq!((&anew.spec, &anew.labels), (&device.spec, &device.labels));
+    assert_eq!(anew.generation, 3);
+}

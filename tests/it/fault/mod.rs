@@ -30,7 +30,7 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use crate::agent::{Devices, Host, LIMIT, deletion, nic, pid, send, state, to_struct};
+use crate::agent::{Devices, Host, LIMIT, deletion, liar, nic, pid, send, state, to_struct};
 
 /// The agent did not answer: it is dead.
 #[derive(Debug)]
@@ -252,6 +252,7 @@ impl Caller {
             (Some(known), Some(found)) => (known, found),
         };
         assert_eq!(found.uid, known.uid, "{what}");
+        assert!(!has_mac(found), "what was refused is recorded: {found:?}");
         let is_as_known = (&*found.labels["app"], link(found)) == (&*known.label, known.link);
         let is_as_asked = matches!(pending, Some(Op::Update(label, asked))
             if (&*found.labels["app"], link(found)) == (&**label, *asked));
@@ -273,6 +274,12 @@ fn link(device: &Device) -> &str {
         Some(prost_types::value::Kind::StringValue(link)) => link,
         _ => "up",
     }
+}
+
+/// Whether it has what a process refuses to become.
+fn has_mac(device: &Device) -> bool {
+    let config = device.spec.as_ref().unwrap().config.as_ref().unwrap();
+    config.fields.contains_key("mac")
 }
 
 fn is_settled(device: &Device) -> bool {
