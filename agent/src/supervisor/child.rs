@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,20 +19,37 @@ use super::birth::{self, Birth, Child};
 use super::fd;
 use crate::limits::Resources;
 
+/// How long the parent of a process that is not the agent's child may take to wait for it.
+const TELL_STEPS: u32 = 50;
+const TELL_STEP: Duration = Duration::from_millis(10);
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
-    /// It was not this agent's child, and the kernel tells parents only.
+    /// By this signal, and the kernel has made a core of it.
+    Core(i32),
+    /// It was not this agent's child, and the kernel is older than 6.15, which tells parents only.
     Unknown,
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Code(code),
+            (None, Some(number)) if status.core_dumped() => Self::Core(number),
+            (None, Some(number)) => Self::Signal(number),
+            (None, None) => Self::Unknown,
+        }
+    }
 }
 
 impl Exit {
     /// The signal that ended it.
     pub(crate) fn signal(self) -> Option<i32> {
         match self {
-            Self::Signal(number) => Some(number),
+            Self::Signal(number) | Self::Core(number) => Some(number),
             Self::Code(_) | Self::Unknown => None,
         }
     }
@@ -48,6 +67,7 @@ impl fmt::Display for Exit {
                 Ok(signal) => write!(f, "was ended by {}", signal.as_str()),
                 Err(_) => write!(f, "was ended by signal {number}"),
             },
+            Self::Core(number) => write!(f, "{} and left a core", Self::Signal(number)),
             Self::Unknown => write!(f, "ended"),
         }
     }
@@ -156,15 +176,23 @@ impl Process {
     pub(crate) async fn exited(&mut self) -> Exit {
         // An error here is one of the reactor, which ends with the agent.
         let _readable = self.pidfd.readable().await;
-        let status = self.child.as_ref().map(birth::wait);
-        match status {
-            Some(Ok(status)) => match (status.code(), status.signal()) {
-                (Some(code), _) => Exit::Code(code),
-                (None, Some(signal)) => Exit::Signal(signal),
-                (None, None) => Exit::Unknown,
-            },
-            Some(Err(_)) | None => Exit::Unknown,
+        let status = match &self.child {
+            Some(child) => birth::wait(child).ok(),
+            None => self.told().await,
+        };
+        status.map_or(Exit::Unknown, Exit::from)
+    }
+
+    /// How a process ended that is somebody else's child, as soon as its parent has waited for it.
+    async fn told(&self) -> Option<ExitStatus> {
+        for _ in 0..TELL_STEPS {
+            match fd::pidfd_exit(self.pidfd.get_ref().as_fd()) {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) => tokio::time::sleep(TELL_STEP).await,
+                Err(_) => return None,
+            }
         }
+        None
     }
 
     /// Sends a signal; to a process that has ended it does nothing.
@@ -264,14 +292,49 @@ mod tests {
         let mut found = Process::find(process.pid(), "@/some/file").unwrap();
         found.signal(Signal::SIGKILL);
         assert_eq!(process.exited().await, Exit::Signal(9));
-        assert_eq!(found.exited().await, Exit::Unknown);
+        let told = match tells_others() {
+            true => Exit::Signal(9),
+            false => Exit::Unknown,
+        };
+        assert_eq!(found.exited().await, told);
         assert!(Process::find(process.pid(), "@/some/file").is_none());
         process.signal(Signal::SIGKILL);
     }
 
+    /// Whether the kernel tells those who are no parents.
+    fn tells_others() -> bool {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release
+            .split(['.', '-'])
+            .map_while(|it| it.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(6), Some(15))
+    }
+
+    #[tokio::test]
+    async fn an_end_by_itself_is_told_to_who_is_no_parent() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut process, _) = spawn(directory.path(), "read line < $0.go; exit 7");
+        let go = directory.path().join("script.go");
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut found = Process::find(process.pid(), "@/some/file").unwrap();
+        std::fs::write(&go, "go\n").unwrap();
+        assert_eq!(process.exited().await, Exit::Code(7));
+        let told = match tells_others() {
+            true => Exit::Code(7),
+            false => Exit::Unknown,
+        };
+        assert_eq!(found.exited().await, told);
+    }
+
     #[test]
     fn ends_are_told_in_words() {
-        assert_eq!(Exit::Code(78).to_string(), "exited with code 78");
-        assert_eq!(Exit::Signal(9).to_string(), "was ended by SIGKILL");
+        let told = |status: i32| Exit::from(ExitStatus::from_raw(status)).to_string();
+        assert_eq!(told(78 << 8), "exited with code 78");
+        assert_eq!(told(libc::SIGKILL), "was ended by SIGKILL");
+        // As wait(2) has it: the highest bit of the signal's byte.
+        let core = libc::SIGSEGV | 0x80;
+        assert_eq!(told(core), "was ended by SIGSEGV and left a core");
+        assert_eq!(Exit::Core(libc::SIGABRT).signal(), Some(libc::SIGABRT));
+        assert_eq!(told(40), "was ended by signal 40");
     }
 }

@@ -8,6 +8,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
@@ -38,6 +40,21 @@ pub(super) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) {
             0,
         )
     };
+}
+
+/// How that process ended: nothing before its parent has waited for it. An error when the kernel does not tell.
+pub(super) fn pidfd_exit(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    // SAFETY: a structure of plain numbers, all of which may be zero.
+    let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+    let asked = u64::from(libc::PIDFD_INFO_EXIT);
+    info.mask = asked;
+    // SAFETY: a borrowed descriptor, and a pointer to a structure of the size that is part of the request's number.
+    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) };
+    match done {
+        0 if info.mask & asked != 0 => Ok(Some(ExitStatus::from_raw(info.exit_code))),
+        0 => Ok(None),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Lets tasks wait until `fd` can be read.
