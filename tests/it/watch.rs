@@ -106,6 +106,18 @@ async fn a_watch_begins_with_what_exists_and_goes_on_with_what_changes() {
 }
 
 #[tokio::test]
+async fn a_reader_hears_a_bookmark_while_nothing_changes() {
+    let host = Host::start().await;
+    let mut answers = watch(&mut host.devices().await, "").await;
+    let listed = next(&mut answers).await.unwrap();
+    assert_eq!(seen(&listed), (Type::Bookmark, "", State::Unspecified));
+    // The next is due after 15 s.
+    let quiet = tokio::time::timeout(3 * LIMIT, answers.message()).await;
+    let quiet = quiet.expect("a bookmark").unwrap().unwrap();
+    assert_eq!(quiet, listed);
+}
+
+#[tokio::test]
 async fn a_watch_goes_on_after_a_list_or_an_answer() {
     let host = Host::start().await;
     let mut devices = host.devices().await;
