@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::tests::command::{self, wait_for, wait_to_the_end};
+use ::tests::{
+    cgroup,
+    command::{self, wait_for, wait_to_the_end},
+};
 use anyhow::{Context, Result, bail};
 use nix::{
     sys::signal::{Signal, kill},
@@ -135,5 +138,6 @@ impl Drop for Host {
         if let Err(error) = gone {
             eprintln!("{error:#}");
         }
+        cgroup::remove(&self.path("run"));
     }
 }
