@@ -94,7 +94,7 @@ fn ended(host: &mut Host) -> ExitStatus {
 }
 
 /// A device program whose devices start when the file `go` is there. It notes in `begun` that it has begun.
-fn slow_program(host: &mut Host) {
+pub(crate) fn slow_program(host: &mut Host) {
     let path = host.path("slow-device");
     let real = programs().unwrap().join("vfu-device");
     let dir = host.dir.path().display().to_string();
@@ -110,7 +110,7 @@ fn slow_program(host: &mut Host) {
 }
 
 /// Begins to make a device with the slow program; returns when its process runs.
-async fn begin(host: &Host) -> JoinSet<Result<proto::v1::Device, tonic::Status>> {
+pub(crate) async fn begin(host: &Host) -> JoinSet<Result<proto::v1::Device, tonic::Status>> {
     let mut devices = host.devices().await;
     let mut creation = JoinSet::new();
     creation.spawn(async move {
@@ -238,6 +238,7 @@ async fn a_limit_changes_with_the_file_and_a_mistake_changes_nothing() {
     create(&mut devices, nic("nic0")).await;
     let refused = devices.create_device(nic("nic1")).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("limits.devices"), "{refused}");
 
     write(&host, "[limits]\ndevices = 2\n");
     hear(&manager, "RELOADING=1");

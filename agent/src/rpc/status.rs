@@ -135,7 +135,9 @@ pub(super) fn slow_request(patience: Duration) -> Status {
 
 /// Too many calls at once.
 pub(super) fn overloaded(limit: usize) -> Status {
-    let message = format!("{limit} calls are under way, which is this agent's limit; try again");
+    let message = format!(
+        "{limit} calls are under way, which is this agent's limit (limits.concurrent_calls): try again, or raise it"
+    );
     let mut details = ErrorDetails::with_retry_info(Some(RETRY));
     details.set_error_info("TOO_MANY_CALLS", DOMAIN, HashMap::new());
     details.add_quota_failure_violation("agent/calls", format!("limit {limit}"));

@@ -54,7 +54,9 @@ pub(crate) enum Error {
         "request {request_id} made or changed device {id} already, with other content; use a new UUID"
     )]
     RequestReused { request_id: String, id: String },
-    #[error("there are {limit} devices, which is this agent's limit; delete one first")]
+    #[error(
+        "there are {limit} devices, which is this agent's limit (limits.devices): delete one, or raise it"
+    )]
     Full { limit: u32 },
     #[error(
         "a process that no record knows serves {}; stop it, or choose another id", path.display()
