@@ -1,19 +1,27 @@
 //! What the processes of devices may use, and their cgroups.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    process::Command,
+};
 
 use nix::{sys::signal::Signal, unistd::geteuid};
 use prost_types::FieldMask;
 use proto::v1::{
-    Agent, CreateDeviceRequest, Device, DeviceSpec, GetAgentRequest, ResourceLimits,
-    UpdateDeviceRequest, agent_service_client::AgentServiceClient, device_status::State,
+    Agent, CreateDeviceRequest, Device, DeviceSpec, GetAgentRequest, ListDevicesRequest,
+    ResourceLimits, SocketSpec, UpdateDeviceRequest, agent_service_client::AgentServiceClient,
+    device_status::State,
 };
-use tests::command;
+use tests::{command, require};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::agent::{
     Host, LIMIT, create, deletion, get, nic, pid, reason, send, spec, state, wait_for,
 };
+use crate::service::{begin, slow_program};
 
 fn limited(id: &str, limits: ResourceLimits) -> CreateDeviceRequest {
     let mut request = nic(id);
@@ -202,4 +210,105 @@ async fn the_agent_says_why_its_device_program_does_not_work() {
     let program = tests::agent::programs().unwrap().join("vfu-device");
     fs::copy(program, host.path("vfu-device")).unwrap();
     assert_eq!(why(&host).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_over_the_limit_is_refused_by_its_name_until_another_ends() {
+    let host = Host::start_with(|host| {
+        slow_program(host);
+        host.flags
+            .push("--set=limits.concurrent_calls=1".to_owned());
+    })
+    .await;
+    let mut creation = begin(&host).await;
+    let mut devices = host.devices().await;
+    let error = devices
+        .list_devices(ListDevicesRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code(), &*reason(&error)),
+        (Code::ResourceExhausted, "TOO_MANY_CALLS")
+    );
+    assert!(
+        error.message().contains("limits.concurrent_calls"),
+        "{error}"
+    );
+    File::create(host.path("go")).unwrap();
+    creation.join_next().await.unwrap().unwrap().unwrap();
+    devices
+        .list_devices(ListDevicesRequest::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_processes_start_at_once_than_the_limit_says() {
+    const COUNT: usize = 4;
+    let host = Host::start_with(|host| {
+        slow_program(host);
+        host.flags.push("--set=limits.starting=2".to_owned());
+    })
+    .await;
+    let mut devices = host.devices().await;
+    let mut creations = JoinSet::new();
+    for index in 0..COUNT {
+        let mut devices = devices.clone();
+        creations.spawn(async move { create(&mut devices, nic(&format!("nic{index}"))).await });
+    }
+    // All are recorded, and so on their way to a process.
+    for index in 0..COUNT {
+        let recorded = async {
+            let name = format!("devices/nic{index}");
+            let request = proto::v1::GetDeviceRequest { name };
+            while devices.get_device(request.clone()).await.is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, recorded).await.unwrap();
+    }
+    // The program is a script, whose children are not meant.
+    let count = || {
+        let commands = host.processes().into_iter();
+        let commands = commands.filter_map(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
+        let names = commands.map(|it| String::from_utf8_lossy(&it).into_owned());
+        names.filter(|it| it.contains("slow-device")).count()
+    };
+    let two = || Ok((count() == 2).then_some(()));
+    command::wait_for("two processes", LIMIT, two).unwrap();
+    // A third would come at once.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(count(), 2);
+    File::create(host.path("go")).unwrap();
+    let made = creations.join_all().await;
+    assert!(made.iter().all(|it| state(it) == State::Ready), "{made:?}");
+}
+
+#[tokio::test]
+async fn a_socket_has_the_owner_group_and_mode_of_its_device_over_all_its_processes() {
+    require!(Root);
+    let mut host = Host::start().await;
+    let mut request = nic("nic0");
+    spec(&mut request).socket = Some(SocketSpec {
+        uid: Some(1234),
+        gid: Some(4321),
+        mode: Some(0o660),
+    });
+    let device = create(&mut host.devices().await, request).await;
+    let path = device.status.clone().unwrap().socket_path;
+    let is = || {
+        let found = fs::metadata(&path).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    assert_eq!(is(), (1234, 4321, 0o660));
+    // Another agent does not have the socket and makes a new one for the next process.
+    host.end_agent(Signal::SIGKILL);
+    host.start_agent().await;
+    send(pid(&device), Signal::SIGKILL);
+    let mut devices = host.devices().await;
+    wait_for(&mut devices, "nic0", "served again", |it| {
+        state(it) == State::Ready && pid(it) != pid(&device)
+    })
+    .await;
+    assert_eq!(is(), (1234, 4321, 0o660));
 }
