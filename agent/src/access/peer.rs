@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -30,9 +30,10 @@ pub(crate) struct Local {
     /// Absent when the process is in another PID namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pid: Option<i32>,
-    /// Its program, for people: by the time that it is looked at it may be another.
+    /// Its program, for people: by the time that it is looked at it may be another. Its path need not be text, and is made
+    /// such: nothing may be in the audit log that JSON can't say.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) executable: Option<PathBuf>,
+    pub(crate) executable: Option<String>,
 }
 
 /// Who has a certificate, and connected over TCP.
@@ -53,7 +54,7 @@ impl Local {
     pub(crate) fn of(stream: &UnixStream) -> std::io::Result<Self> {
         let credentials = stream.peer_cred()?;
         let pid = credentials.pid().filter(|pid| *pid > 0);
-        let executable = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+        let executable = pid.and_then(|pid| target(format!("/proc/{pid}/exe").as_ref()));
         Ok(Self {
             uid: credentials.uid(),
             gid: credentials.gid(),
@@ -62,6 +63,12 @@ impl Local {
             executable,
         })
     }
+}
+
+/// Where a link leads, as text.
+fn target(link: &Path) -> Option<String> {
+    let target = std::fs::read_link(link).ok()?;
+    Some(target.to_string_lossy().into_owned())
 }
 
 impl fmt::Display for Peer {
@@ -82,5 +89,29 @@ impl fmt::Display for Peer {
                 )
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn a_caller_whose_program_has_a_name_that_is_no_text_is_known_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("exe");
+        std::os::unix::fs::symlink(OsStr::from_bytes(b"/tmp/\xff/a\n"), &link).unwrap();
+        let local = Local {
+            uid: 8,
+            gid: 9,
+            groups: Vec::new(),
+            pid: Some(11),
+            executable: target(&link),
+        };
+        let line = serde_json::to_value(Peer::Local(local)).unwrap();
+        assert_eq!(line["executable"], "/tmp/\u{fffd}/a\n");
     }
 }
