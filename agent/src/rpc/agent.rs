@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use prost_types::Duration as ProtoDuration;
 use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use tonic::{Request, Response, Status};
 
+use super::convert::duration;
 use super::status::invalid_field;
 use super::{Service, mutation};
 use crate::chain::chain;
@@ -146,10 +148,7 @@ impl AgentService for Service {
     ) -> Result<Response<v1::ShutDownDevicesResponse>, Status> {
         let request = mutation::open(request);
         let timeout = match request.timeout {
-            Some(timeout) => Duration::try_from(timeout)
-                .ok()
-                .filter(|it| *it <= MAX_SHUT_DOWN)
-                .ok_or_else(|| invalid_field("timeout", "must be from 0 s to 1 h"))?,
+            Some(timeout) => patience(&timeout)?,
             None => SHUT_DOWN,
         };
         let came = self.supervisor.shut_down(request.force, timeout).await?;
@@ -161,10 +160,32 @@ impl AgentService for Service {
     }
 }
 
+/// How long processes may take to end, as a caller says it.
+fn patience(asked: &ProtoDuration) -> Result<Duration, Status> {
+    duration(asked)
+        .filter(|it| *it <= MAX_SHUT_DOWN)
+        .ok_or_else(|| invalid_field("timeout", "must be from 0 s to 1 h"))
+}
+
 fn to_i32(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
 fn to_i64(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_from_nothing_to_an_hour() {
+        let of = |seconds, nanos| patience(&ProtoDuration { seconds, nanos }).ok();
+        assert_eq!(of(0, 0), Some(Duration::ZERO));
+        assert_eq!(of(3600, 0), Some(MAX_SHUT_DOWN));
+        for (seconds, nanos) in [(3600, 1), (-1, 0), (0, -1), (i64::MIN, 0), (i64::MIN, -1)] {
+            assert_eq!(of(seconds, nanos), None, "{seconds} {nanos}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Status};
 
 use super::Service;
-use super::convert::device_id;
+use super::convert::{device_id, duration};
 use super::status::invalid_field;
 use super::stream::Bounds;
 use crate::clock;
@@ -27,7 +27,6 @@ const ALL: &str = "devices/-";
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(3600);
-const NANOS_PER_SECOND: u32 = 1_000_000_000;
 /// Devices that are read at once.
 const CHUNK: usize = 64;
 
@@ -98,14 +97,7 @@ fn interval(asked: Option<&ProtoDuration>) -> Result<Duration, Status> {
     let Some(asked) = asked else {
         return Ok(DEFAULT_INTERVAL);
     };
-    // prost's own conversion panics when there is no positive of the seconds.
-    let seconds = u64::try_from(asked.seconds).ok();
-    let nanos = u32::try_from(asked.nanos)
-        .ok()
-        .filter(|it| *it < NANOS_PER_SECOND);
-    seconds
-        .zip(nanos)
-        .map(|(seconds, nanos)| Duration::new(seconds, nanos))
+    duration(asked)
         .filter(|it| (MIN_INTERVAL..=MAX_INTERVAL).contains(it))
         .ok_or_else(|| invalid_field("interval", "must be from 100 ms to 1 h"))
 }
