@@ -5,7 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, watch};
+use futures_util::future::join_all;
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
@@ -98,27 +99,21 @@ impl Drain {
 impl Supervisor {
     /// Makes no devices from now on.
     pub(crate) async fn drain(&self, reason: String) -> Result<(), Error> {
-        let drain = &self.shared.drain;
         let change = |now: &mut store::Drain| {
             let earlier = now.drained.as_ref().map(|it| it.time);
             let time = earlier.unwrap_or_else(clock::now);
             now.drained = Some(store::Drained { time, reason });
         };
-        drain.change("makes no devices", change).await?;
+        self.change_drain("makes no devices", change).await?;
         info!("drained: no devices are made");
         Ok(())
     }
 
     /// Makes devices again, and starts those that were shut down.
     pub(crate) async fn undrain(&self) -> Result<(), Error> {
-        let drain = &self.shared.drain;
         let change = |now: &mut store::Drain| *now = store::Drain::default();
-        drain.change("makes devices again", change).await?;
+        self.change_drain("makes devices again", change).await?;
         info!("undrained: devices are made");
-        for handle in self.handles() {
-            // A device that is gone needs no waking.
-            let _ = handle.requests.send(Request::Wake).await;
-        }
         Ok(())
     }
 
@@ -132,27 +127,19 @@ impl Supervisor {
         if !force {
             self.check_unused()?;
         }
-        let drain = &self.shared.drain;
         let shut_down = store::ShutDown {
             time: clock::now(),
             boot_id: self.shared.boot_id.clone(),
         };
-        let is_shut_down = drain.is_shut_down();
-        let change = |now: &mut store::Drain| {
+        let is_shut_down = self.shared.drain.is_shut_down();
+        let change = move |now: &mut store::Drain| {
             if !is_shut_down {
                 now.shut_down = Some(shut_down);
             }
         };
-        drain.change("shuts its devices down", change).await?;
+        let running = self.change_drain("shuts its devices down", change).await?;
         info!("devices are shut down");
 
-        let handles = self.handles();
-        let runs = |handle: &Handle| handle.device.borrow().view.pid.is_some();
-        let running: Vec<_> = handles.iter().filter(|it| runs(it)).cloned().collect();
-        for handle in handles {
-            // A device that is gone has no process.
-            let _ = handle.requests.send(Request::Rest).await;
-        }
         let mut came = ShutDown::default();
         for mut handle in running {
             let id = handle.device.borrow().record.id.clone();
@@ -183,7 +170,65 @@ impl Supervisor {
         }
     }
 
-    fn handles(&self) -> Vec<Handle> {
-        self.shared.devices().values().cloned().collect()
+    /// Makes a change durable and has all devices look at it, to the end, also when who asked for it goes away meanwhile.
+    /// Returns those that have a process, as soon as the change is made.
+    async fn change_drain(
+        &self,
+        what: &'static str,
+        change: impl FnOnce(&mut store::Drain) + Send + 'static,
+    ) -> Result<Vec<Handle>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let shared = self.shared.clone();
+        self.attach(async move {
+            let changed = shared.drain.change(what, change).await;
+            let is_changed = changed.is_ok();
+            let handles: Vec<_> = shared.devices().values().cloned().collect();
+            let runs = |handle: &&Handle| handle.device.borrow().view.pid.is_some();
+            let running = handles.iter().filter(runs).cloned().collect();
+            // A caller that went away does not want the answer.
+            let _ = reply.send(changed.map(|()| running));
+            if is_changed {
+                // A busy device keeps no other from it; one that is gone needs none.
+                let told = handles.iter();
+                join_all(told.map(|it| it.requests.send(Request::LookAtDrain))).await;
+            }
+        });
+        // The task ends early with the agent only.
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::config::{CgroupPath, Config, Live};
+    use crate::models::Models;
+
+    #[tokio::test]
+    async fn a_drain_whose_caller_goes_away_is_as_durable_as_it_is_true() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            run_dir: directory.path().join("run"),
+            state_dir: directory.path().join("state"),
+            ..Config::default()
+        };
+        config.cgroup.path = CgroupPath::Off;
+        let (_shutdown, stopping) = watch::channel(false);
+        let store = Store::open(&config.state_dir).unwrap();
+        let live = Live::fixed(config);
+        let models = Models::new(None);
+        let boot_id = "boot".to_owned();
+        let encode = crate::rpc::encode;
+        let supervisor = Supervisor::start(live, store, models, boot_id, encode, stopping);
+        let gone = supervisor.drain("disks".to_owned()).now_or_never();
+        assert!(gone.is_none(), "it waits for the disk");
+        let mut now = supervisor.shared.drain.now.subscribe();
+        let drained = async { now.wait_for(|it| it.drained.is_some()).await.is_ok() };
+        let drained = tokio::time::timeout(Duration::from_secs(10), drained).await;
+        assert!(drained.is_ok(), "the store says so, and the agent does not");
+        supervisor.undrain().await.unwrap();
+        assert_eq!(supervisor.shared.drain.drained(), None);
     }
 }

@@ -32,10 +32,9 @@ pub(super) enum Request {
         call: Option<Call>,
         reply: Reply,
     },
-    /// The host's devices are shut down.
-    Rest,
-    /// They run again.
-    Wake,
+    /// Whether the host's devices are shut down may have changed. Which of several changes it was about does not matter:
+    /// the last one counts.
+    LookAtDrain,
     Update {
         update: Box<Update>,
         reply: Reply,

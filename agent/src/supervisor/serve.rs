@@ -23,8 +23,10 @@ impl Task {
                 call,
                 reply,
             } => self.restart(&etag, force, call, reply).await,
-            Request::Rest => self.event(Event::Rest).await,
-            Request::Wake => self.event(Event::Wake).await,
+            Request::LookAtDrain => match self.shared.drain.is_shut_down() {
+                true => self.event(Event::Rest).await,
+                false => self.event(Event::Wake).await,
+            },
             Request::Update { update, reply } => {
                 let answer = self.update(&update).await;
                 self.shown = self.record.clone();
