@@ -3,16 +3,27 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use super::fd;
 
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
+/// The longest text of a message that is kept.
+const MAX_TEXT_BYTES: usize = 4096;
+/// Messages of a process that has ended.
+const MAX_LEFT: usize = 1000;
+/// What a process may say at once, and how often from then on. What comes faster waits in the socket, and the process
+/// with it: each message costs the agent work, and what it says may become lines of logs, events and changes.
+const BURST: u32 = 256;
+const PERIOD: Duration = Duration::from_millis(10);
 
 /// What a device process says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -127,6 +138,39 @@ pub(crate) enum Request<'a> {
 #[derive(Debug)]
 pub(crate) struct Control {
     fd: AsyncFd<OwnedFd>,
+    pace: Pace,
+}
+
+/// How fast messages are taken.
+#[derive(Debug)]
+struct Pace {
+    /// When the messages until now would have been taken, one in each period.
+    until: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let until = Mutex::new(Instant::now());
+        Self { until }
+    }
+
+    /// Waits until there may be a message. Cancel safe.
+    async fn wait(&self) {
+        let until = *self.until();
+        let ahead = until.saturating_duration_since(Instant::now());
+        if let Some(pause) = ahead.checked_sub(PERIOD * BURST) {
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn count(&self) {
+        let mut until = self.until();
+        *until = (*until).max(Instant::now()) + PERIOD;
+    }
+
+    fn until(&self) -> MutexGuard<'_, Instant> {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Control {
@@ -135,12 +179,17 @@ impl Control {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let fd = fd::watch(fd)?;
-        Ok(Self { fd })
+        Ok(Self::new(fd::watch(fd)?))
+    }
+
+    fn new(fd: AsyncFd<OwnedFd>) -> Self {
+        let pace = Pace::new();
+        Self { fd, pace }
     }
 
     /// The next message; an error of kind `UnexpectedEof` when there is none to come. Cancel safe.
     pub(crate) async fn receive(&self) -> io::Result<Message> {
+        self.pace.wait().await;
         loop {
             let mut ready = self.fd.readable().await?;
             // The buffer is made when there is something to read, so that idle devices have none.
@@ -151,13 +200,24 @@ impl Control {
                 Ok(buffer)
             });
             if let Ok(message) = received {
+                self.pace.count();
                 return parse(&message?);
             }
         }
     }
 
-    /// The next message if it is there already.
-    pub(crate) fn try_receive(&self) -> Option<Message> {
+    /// Why the process, which has ended, could not serve, if that is among what it has left. Others may have its end of
+    /// the connection and go on talking: they are not heard out.
+    pub(crate) fn last_refusal(&self) -> Option<Refusal> {
+        let left = (0..MAX_LEFT).map_while(|_| self.try_receive());
+        left.filter_map(|message| match message {
+            Message::Failed(refusal) => Some(refusal),
+            _ => None,
+        })
+        .last()
+    }
+
+    fn try_receive(&self) -> Option<Message> {
         let mut buffer = vec![0; MAX_MESSAGE_BYTES];
         let fd = self.fd.get_ref().as_raw_fd();
         let received = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).ok()?;
@@ -177,7 +237,28 @@ fn parse(bytes: &[u8]) -> io::Result<Message> {
     if bytes.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_slice(bytes)?)
+    let mut message = serde_json::from_slice(bytes)?;
+    let texts = match &mut message {
+        Message::Status(Status { client, .. }) => {
+            let executable = client.as_mut().map(|it| &mut it.executable);
+            [executable.and_then(Option::as_mut), None]
+        }
+        Message::Failed(Refusal { field, message, .. }) | Message::Reply { field, message, .. } => {
+            [field.as_mut(), Some(message)]
+        }
+        Message::Error { message } => [Some(message), None],
+        Message::Unknown => [None, None],
+    };
+    texts.into_iter().flatten().for_each(tame);
+    Ok(message)
+}
+
+/// Makes of what a process says one line that is not too long: it becomes part of logs and of what people are shown.
+fn tame(text: &mut String) {
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    if text.contains(char::is_control) {
+        *text = text.replace(char::is_control, " ");
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +303,57 @@ mod tests {
         );
         assert!(parse(b"nonsense").is_err());
         assert_eq!(parse(b"").unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_a_process_says_is_one_line_that_is_not_too_long() {
+        let long = "\\u00e9".repeat(MAX_TEXT_BYTES);
+        let text = format!(r#"{{"type":"error","message":"a\nb\u001b[2J{long}"}}"#);
+        let Message::Error { message } = parse(text.as_bytes()).unwrap() else {
+            panic!("not an error");
+        };
+        assert!(message.starts_with("a b [2J\u{e9}"), "{message}");
+        assert!(message.len() <= MAX_TEXT_BYTES);
+        let client = r#"{"pid":1,"uid":0,"gid":0,"executable":"/a\nb"}"#;
+        let text = format!(r#"{{"type":"status","pid":1,"state":"connected","client":{client}}}"#);
+        let Message::Status(status) = parse(text.as_bytes()).unwrap() else {
+            panic!("not a status");
+        };
+        assert_eq!(status.client.unwrap().executable.unwrap(), "/a b");
+    }
+
+    /// A connection, and a thread that talks without an end on its other end until it is told to stop.
+    fn flooded() -> (Control, std::thread::JoinHandle<()>) {
+        use nix::sys::socket::socketpair;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (own, other) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let begin = std::time::Instant::now();
+        let talks = std::thread::spawn(move || {
+            let text = br#"{"type":"news"}"#;
+            // The end is for an agent that would listen for ever.
+            while begin.elapsed() < Duration::from_secs(20)
+                && send(other.as_raw_fd(), text, MsgFlags::MSG_NOSIGNAL).is_ok()
+            {}
+        });
+        (Control::new(fd::watch(own).unwrap()), talks)
+    }
+
+    #[tokio::test]
+    async fn who_talks_without_an_end_keeps_nobody_else_from_the_thread() {
+        let (control, talks) = flooded();
+        let mut count = 0;
+        let hears = async {
+            while control.receive().await.is_ok() {
+                count += 1;
+            }
+        };
+        let late = tokio::time::timeout(Duration::from_millis(500), hears).await;
+        assert!(late.is_err(), "it was heard out");
+        assert!((BURST..BURST * 2).contains(&count), "{count}");
+        assert_eq!(control.last_refusal(), None);
+        drop(control);
+        talks.join().unwrap();
     }
 
     #[test]

@@ -272,8 +272,9 @@ impl Task {
                 if matches!(self.state.phase, Phase::Starting { .. }) {
                     steps::reached("start.ready");
                 }
-                if self.view.client != status.client {
-                    match &status.client {
+                let client = status.client.filter(|_| connected);
+                if self.view.client != client {
+                    match &client {
                         Some(client) => {
                             info!(%client, "client connected");
                             let text = format!("client connected: {client}");
@@ -286,7 +287,7 @@ impl Task {
                     }
                 }
                 self.permit = None;
-                self.view.client = status.client.filter(|_| connected);
+                self.view.client = client;
                 self.view.resets = status.resets;
                 self.event(Event::Status { connected }).await;
             }
@@ -324,11 +325,8 @@ impl Task {
 
     /// The process is no more.
     async fn ended(&mut self, exit: Exit) {
-        while let Some(message) = self.control.as_ref().and_then(Control::try_receive) {
-            if let Message::Failed(refusal) = message {
-                self.refusal = Some(refusal);
-            }
-        }
+        let refusal = self.control.as_ref().and_then(Control::last_refusal);
+        self.refusal = refusal.or(self.refusal.take());
         let pid = self.process.take().map(|it| it.pid());
         let asked = matches!(
             self.state.phase,
