@@ -18,6 +18,7 @@ mod listen;
 mod models;
 mod mutable;
 mod patience;
+mod plain;
 mod rpc;
 mod schema;
 mod socket;

@@ -10,13 +10,15 @@ use std::time::SystemTime;
 use nix::sys::socket::SockType;
 use serde::{Deserialize, Serialize};
 
+use crate::plain;
 use crate::socket;
-
 use crate::stats;
 
 /// How much of the end of a log goes into a message.
 const TAIL_LINES: usize = 5;
 const TAIL_BYTES: u64 = 2048;
+/// A manifest is much shorter.
+const MAX_MANIFEST_BYTES: u64 = 64 << 10;
 
 /// Which device a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,16 +95,17 @@ impl RunDir {
 
     /// The manifest, when there is one that can be read.
     pub(crate) fn read_manifest(&self) -> Option<Manifest> {
-        serde_json::from_slice(&fs::read(self.manifest()).ok()?).ok()
+        let file = plain::open(OpenOptions::new().read(true), &self.manifest()).ok()?;
+        let mut bytes = Vec::new();
+        file.take(MAX_MANIFEST_BYTES).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// Opens the log to append to it, and says how long it is.
     pub(crate) fn open_log(&self) -> io::Result<(File, u64)> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(self.log())?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).mode(0o600);
+        let file = plain::open(&mut options, &self.log())?;
         let bytes = file.metadata()?.len();
         Ok((file, bytes))
     }
@@ -111,13 +114,9 @@ impl RunDir {
     /// still be writing there.
     pub(crate) fn create_stats(&self) -> io::Result<File> {
         let hidden = self.path.join(".stats");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&hidden)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).mode(0o600);
+        let file = plain::open(options.read(true).write(true), &hidden)?;
         file.set_len(stats::FILE_BYTES as u64)?;
         fs::rename(hidden, self.stats())?;
         Ok(file)
@@ -126,7 +125,7 @@ impl RunDir {
     /// The last lines of the log after `offset`.
     pub(crate) fn log_tail(&self, offset: u64) -> String {
         let read = || -> io::Result<Vec<u8>> {
-            let mut file = File::open(self.log())?;
+            let mut file = plain::open(OpenOptions::new().read(true), &self.log())?;
             let end = file.metadata()?.len();
             file.seek(SeekFrom::Start(offset.max(end.saturating_sub(TAIL_BYTES))))?;
             let mut bytes = Vec::new();
@@ -158,12 +157,9 @@ impl RunDir {
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let hidden = self.path.join(".new");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&hidden)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).mode(0o600);
+        let mut file = plain::open(options.write(true), &hidden)?;
         file.write_all(bytes)?;
         crate::steps::reached("file.hidden");
         fs::rename(hidden, path)
@@ -191,6 +187,25 @@ mod tests {
         dir.remove().unwrap();
         dir.remove().unwrap();
         assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn what_a_process_has_put_in_place_of_a_file_holds_nobody_up() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(parent.path(), "nic0");
+        fs::create_dir(dir.path()).unwrap();
+        for path in [dir.log(), dir.manifest(), dir.path().join(".stats")] {
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let other = parent.path().join("other");
+        fs::write(&other, "x").unwrap();
+        std::os::unix::fs::symlink(&other, dir.path().join(".new")).unwrap();
+        assert_eq!(dir.log_tail(0), "");
+        assert_eq!(dir.read_manifest(), None);
+        dir.open_log().unwrap_err();
+        dir.create_stats().unwrap_err();
+        dir.write(&dir.config(), b"y").unwrap_err();
+        assert_eq!(fs::read(&other).unwrap(), b"x");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! A log has a hole where its older lines were (`supervisor/log.rs`): SEEK_DATA tells where it begins now. What is read
 //! is looked at again afterwards: if there is a hole by now, what was read may be part of it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -12,12 +13,20 @@ use nix::unistd::{Whence, lseek};
 use prost_types::Timestamp;
 use proto::v1::LogLine;
 
+use crate::limits::MAX_LOG_BYTES;
+use crate::plain;
+
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 /// A longer line comes in pieces.
 const MAX_LINE_BYTES: usize = 16 << 10;
+/// How far back lines are looked for: a process can make its log seem to be of any length.
+const MAX_TAIL_BYTES: u64 = MAX_LOG_BYTES;
 /// A time in front of a line is no longer.
 const MAX_TIME_BYTES: usize = 40;
+
+/// The seconds of all Timestamps that are valid.
+const TIMES: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// Where somebody is in a log.
 #[derive(Debug)]
@@ -33,7 +42,7 @@ pub(super) struct Reader {
 impl Reader {
     /// Reads all that is kept, or the last `tail` lines.
     pub(super) fn open(path: &Path, tail: Option<u64>) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = plain::open(OpenOptions::new().read(true), path)?;
         let begin = data_after(&file, 0)?;
         let mut reader = Self {
             offset: begin,
@@ -49,8 +58,8 @@ impl Reader {
 
     /// Goes to where the last `count` lines begin.
     fn go_to_tail(&mut self, count: u64) -> io::Result<()> {
-        let begin = self.offset;
         let mut end = self.file.metadata()?.len();
+        let begin = self.offset.max(end.saturating_sub(MAX_TAIL_BYTES));
         if count == 0 {
             (self.offset, self.is_torn) = (end, false);
             return Ok(());
@@ -76,6 +85,8 @@ impl Reader {
                 is_last = false;
             }
         }
+        self.is_torn |= begin > self.offset;
+        self.offset = begin;
         Ok(())
     }
 
@@ -162,7 +173,9 @@ fn time(line: &[u8]) -> Option<Timestamp> {
     let end = end.take_while(|byte| !b" \"".contains(byte)).count();
     let text = std::str::from_utf8(line.get(..end)?).ok()?;
     // Its parser takes dates without a time, too.
-    (text.contains('T')).then(|| text.parse().ok()).flatten()
+    let time: Timestamp = text.contains('T').then(|| text.parse().ok())??;
+    // What others than the year 1 to 9999 have is no Timestamp to most languages.
+    TIMES.contains(&time.seconds).then_some(time)
 }
 
 #[cfg(test)]
@@ -226,6 +239,15 @@ mod tests {
         let log = Log::new(long.as_bytes());
         let expected: Vec<_> = (40_000..100_000).map(|it| it.to_string()).collect();
         assert_eq!(log.tail(60_000), expected);
+    }
+
+    #[test]
+    fn a_log_that_seems_to_have_no_end_is_not_read_to_its_beginning() {
+        let log = Log::new(b"a\nb\n");
+        log.file.set_len(1 << 42).unwrap();
+        let mut reader = Reader::open(&log.path, Some(7)).unwrap();
+        assert_eq!(reader.offset, (1 << 42) - MAX_TAIL_BYTES);
+        assert!(texts(&mut reader).len() <= 1);
     }
 
     #[test]
@@ -294,6 +316,8 @@ mod tests {
             b"\xff",
             b"2026-11-23 x",
             b"9999999999999",
+            b"+292277026596-12-04T15:30:07Z",
+            b"-0001-01-01T00:00:00Z",
         ] {
             assert_eq!(seconds(other), None);
         }
