@@ -18,6 +18,8 @@ pub(crate) fn pause(end_count: usize, salt: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -27,6 +29,16 @@ mod tests {
             pauses,
             [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
         );
+    }
+
+    #[test]
+    fn devices_that_failed_together_come_back_one_after_the_other() {
+        for count in [1, 4, 9] {
+            // Salts that differ in each digit.
+            let salts = (0..16).map(|digit| digit * 0x1111_1111_1111_1111);
+            let pauses: BTreeSet<_> = salts.map(|salt| pause(count, salt)).collect();
+            assert_eq!(pauses.len(), 16, "{pauses:?}");
+        }
     }
 
     #[test]
