@@ -8,6 +8,7 @@ use super::child::Exit;
 use super::control::Message;
 use super::device::Task;
 use super::error::StartError;
+use super::rundir::Manifest;
 use super::start;
 use super::state::{Action, Event};
 use crate::chain::chain;
@@ -47,7 +48,7 @@ impl Task {
                 self.state = self.state.clone().failed();
                 self.publish();
             }
-            None if manifest.is_some_and(|it| it.pid.is_some()) => {
+            None if manifest.is_some() && !self.is_start_due(manifest.as_ref()) => {
                 let (exit, log) = (Exit::Unknown, self.dir.log_tail(0));
                 let failure = StartError::Ended {
                     exit,
@@ -60,7 +61,9 @@ impl Task {
                 self.event(Event::Ended { success: false }).await;
             }
             None => {
-                if let Err(error) = self.dir.remove() {
+                if manifest.is_none()
+                    && let Err(error) = self.dir.remove()
+                {
                     warn!(%error, path = %self.dir.path().display(), "remove stale directory");
                 }
                 self.act(Action::Spawn).await;
@@ -71,5 +74,12 @@ impl Task {
         } else if self.shared.drain.is_shut_down() {
             self.event(Event::Rest).await;
         }
+    }
+
+    /// Whether the agent before this one was about to start a process, and has not lived to do so.
+    fn is_start_due(&self, manifest: Option<&Manifest>) -> bool {
+        manifest.is_none_or(|manifest| {
+            manifest.pid.is_none() || manifest.restart_count < self.record.history.restart_count
+        })
     }
 }

@@ -23,7 +23,9 @@ impl Task {
             (_, Action::Spawn) => {
                 history.restart_count += 1;
                 history.failure = None;
-                record.remember(self.restart.call.take().as_ref());
+                for call in self.restart.calls.drain(..) {
+                    record.remember(Some(&call));
+                }
             }
             (Phase::Failed, _) if before != Phase::Failed => {
                 let why = "device process not started again: it ended too often, or its restart policy says so";

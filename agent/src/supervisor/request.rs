@@ -58,8 +58,8 @@ pub(super) struct Reset {
 #[derive(Debug, Default)]
 pub(super) struct Restart {
     pub(super) replies: Vec<Reply>,
-    /// The call that asked for it, if it had an id, until it is in the record.
-    pub(super) call: Option<Call>,
+    /// The calls that asked for it, of those that had an id, until they are in the record.
+    pub(super) calls: Vec<Call>,
 }
 
 /// What a caller wants.

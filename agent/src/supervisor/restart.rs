@@ -27,7 +27,7 @@ impl Task {
                     "device restarted by the API",
                 );
                 self.restart.replies.push(reply);
-                self.restart.call = call;
+                self.restart.calls.extend(call);
                 self.event(Event::Restart).await;
             }
             // It is what that call has led to, or is about to lead to.
@@ -49,8 +49,8 @@ impl Task {
         force: bool,
         call: Option<&Call>,
     ) -> Result<bool, Error> {
-        let under_way = self.restart.call.as_ref();
-        if self.record.has_met(call)? || call.is_some() && call == under_way {
+        let is_under_way = call.is_some_and(|call| self.restart.calls.contains(call));
+        if is_under_way || self.record.has_met(call)? {
             return Ok(false);
         }
         self.record.check_etag(etag)?;
@@ -101,6 +101,8 @@ impl Task {
         }
         while let Some(answer) = answer() {
             let Some(reply) = self.restart.replies.pop() else {
+                // What led to no start is no call that has been met.
+                self.restart.calls.clear();
                 return;
             };
             // A caller that went away does not want the answer.

@@ -28,6 +28,10 @@ pub(crate) struct Manifest {
     /// Absent between the making of the directory and the start of the process.
     pub(crate) pid: Option<i32>,
     pub(crate) start_time: Option<SystemTime>,
+    /// `History::restart_count` of the start. A record with a higher one wants another process, which its agent has not
+    /// lived to start.
+    #[serde(default)]
+    pub(crate) restart_count: i64,
     /// Nothing in a directory from another boot can be alive.
     pub(crate) boot_id: String,
 }
@@ -180,6 +184,7 @@ mod tests {
             model: "e1000".to_owned(),
             pid: Some(1),
             start_time: Some(SystemTime::UNIX_EPOCH),
+            restart_count: 0,
             boot_id: "b".to_owned(),
         };
         dir.create(&manifest, &serde_json::json!({})).unwrap();

@@ -64,6 +64,7 @@ pub(super) async fn spawn(
         model: record.spec.model.clone(),
         pid: None,
         start_time: None,
+        restart_count: record.history.restart_count,
         boot_id: boot_id.to_owned(),
     };
     dir.create(&manifest, &record.spec.config)
