@@ -359,7 +359,7 @@ impl Task {
         self.control = None;
         self.permit = None;
         self.told = None;
-        self.resets.clear();
+        self.resets_lost();
         self.view.pid = None;
         self.view.start_time = None;
         self.view.client = None;

@@ -171,7 +171,7 @@ impl Supervisor {
     }
 
     /// Makes a change durable and has all devices look at it, to the end, also when who asked for it goes away meanwhile.
-    /// Returns those that have a process, as soon as the change is made.
+    /// Returns those that have a process, or are about to, as soon as the change is made.
     async fn change_drain(
         &self,
         what: &'static str,
@@ -183,7 +183,11 @@ impl Supervisor {
             let changed = shared.drain.change(what, change).await;
             let is_changed = changed.is_ok();
             let handles: Vec<_> = shared.devices().values().cloned().collect();
-            let runs = |handle: &&Handle| handle.device.borrow().view.pid.is_some();
+            // What waits for its start may come to run before it looks.
+            let runs = |handle: &&Handle| {
+                let view = &handle.device.borrow().view;
+                view.pid.is_some() || view.life == Life::Starting
+            };
             let running = handles.iter().filter(runs).cloned().collect();
             // A caller that went away does not want the answer.
             let _ = reply.send(changed.map(|()| running));

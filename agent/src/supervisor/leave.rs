@@ -19,7 +19,12 @@ impl Task {
         force: bool,
         call: Option<Call>,
     ) -> Result<(), Error> {
-        if call.is_some() && call == self.record.deleted_by {
+        let is_repeated = call.as_ref().map(|it| it.is_among(&self.record.deleted_by));
+        let is_repeated = is_repeated.transpose().map_err(|it| Error::RequestReused {
+            request_id: it.request_id.clone(),
+            id: self.record.id.clone(),
+        })?;
+        if is_repeated == Some(true) {
             return Ok(());
         }
         self.record.check_etag(etag)?;

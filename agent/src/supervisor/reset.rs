@@ -82,6 +82,18 @@ impl Task {
         }
     }
 
+    /// The process has ended before it could answer.
+    pub(super) fn resets_lost(&mut self) {
+        for (_, reset) in self.resets.drain() {
+            for reply in reset.replies {
+                let _ = reply.send(Err(Error::NotServing {
+                    id: self.record.id.clone(),
+                    why: "its process ended before it had reset the model".to_owned(),
+                }));
+            }
+        }
+    }
+
     async fn remember_reset(&mut self, call: Option<&Call>) {
         let mut record: Record = (*self.record).clone();
         record.remember(call);

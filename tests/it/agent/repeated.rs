@@ -87,6 +87,54 @@ async fn a_repeated_restart_is_the_first_also_for_the_next_agent() {
 }
 
 #[tokio::test]
+async fn a_restart_that_was_recorded_is_carried_out_by_the_next_agent() {
+    let mut host = Host::start_with(|host| {
+        let step = ("VFU_DIE_AT".to_owned(), "history.recorded".to_owned());
+        host.env.push(step);
+    })
+    .await;
+    let mut devices = host.devices().await;
+    let mut request = nic("nic0");
+    spec(&mut request).set_restart_policy(RestartPolicy::Never);
+    let before = create(&mut devices, request).await;
+    // The process is gone by then, and another one is not there.
+    devices
+        .restart_device(restart("nic0", FIRST))
+        .await
+        .unwrap_err();
+    host.end_agent(Signal::SIGKILL);
+    host.env.clear();
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let after = wait_for(&mut devices, "nic0", "ready", |it| {
+        state(it) == State::Ready
+    })
+    .await;
+    assert_ne!(pid(&after), pid(&before));
+    let again = devices.restart_device(restart("nic0", FIRST)).await;
+    assert_eq!(pid(&again.unwrap().into_inner()), pid(&after));
+    assert_eq!(after.status.unwrap().restart_count, 1);
+}
+
+#[tokio::test]
+async fn a_reset_whose_process_ends_is_not_told_that_there_is_no_device() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    send(pid(&device), Signal::SIGSTOP);
+    let mut also = devices.clone();
+    let (error, ()) = tokio::join!(also.reset_device(reset("nic0", "")), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        send(pid(&device), Signal::SIGKILL);
+    });
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.code(), &*reason(&error)),
+        (Code::FailedPrecondition, "DEVICE_NOT_SERVED")
+    );
+}
+
+#[tokio::test]
 async fn a_repeated_deletion_spares_the_next_device_of_that_name() {
     let mut host = Host::start().await;
     let mut devices = host.devices().await;
