@@ -118,9 +118,7 @@ impl RunDir {
     /// still be writing there.
     pub(crate) fn create_stats(&self) -> io::Result<File> {
         let hidden = self.path.join(".stats");
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(true).mode(0o600);
-        let file = plain::open(options.read(true).write(true), &hidden)?;
+        let file = create(&hidden)?;
         file.set_len(stats::FILE_BYTES as u64)?;
         fs::rename(hidden, self.stats())?;
         Ok(file)
@@ -161,13 +159,24 @@ impl RunDir {
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let hidden = self.path.join(".new");
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(true).mode(0o600);
-        let mut file = plain::open(options.write(true), &hidden)?;
+        let mut file = create(&hidden)?;
         file.write_all(bytes)?;
         crate::steps::reached("file.hidden");
         fs::rename(hidden, path)
     }
+}
+
+/// Makes a file that comes to its place under another name. What is under that one is of an agent that died before it had
+/// put it there, a socket perhaps, or a device's process made it.
+fn create(hidden: &Path) -> io::Result<File> {
+    socket::remove_file(hidden)?;
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(hidden)
 }
 
 #[cfg(test)]
@@ -199,18 +208,34 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = RunDir::new(parent.path(), "nic0");
         fs::create_dir(dir.path()).unwrap();
-        for path in [dir.log(), dir.manifest(), dir.path().join(".stats")] {
-            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let hidden = [".new", ".stats"].map(|it| dir.path().join(it));
+        for path in [&dir.log(), &dir.manifest(), &hidden[1]] {
+            nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         }
         let other = parent.path().join("other");
         fs::write(&other, "x").unwrap();
-        std::os::unix::fs::symlink(&other, dir.path().join(".new")).unwrap();
+        std::os::unix::fs::symlink(&other, &hidden[0]).unwrap();
         assert_eq!(dir.log_tail(0), "");
         assert_eq!(dir.read_manifest(), None);
         dir.open_log().unwrap_err();
-        dir.create_stats().unwrap_err();
-        dir.write(&dir.config(), b"y").unwrap_err();
+        dir.create_stats().unwrap();
+        dir.write(&dir.config(), b"y").unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_an_agent_that_died_has_left_under_a_hidden_name_is_replaced() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(parent.path(), "nic0");
+        fs::create_dir(dir.path()).unwrap();
+        let hidden = dir.path().join(".new");
+        let socket = std::os::unix::net::UnixListener::bind(&hidden).unwrap();
+        dir.write(&dir.config(), b"longer").unwrap();
+        drop(socket);
+        fs::write(&hidden, "much longer").unwrap();
+        dir.write(&dir.config(), b"short").unwrap();
+        assert_eq!(fs::read(dir.config()).unwrap(), b"short");
+        assert!(!hidden.exists());
     }
 
     #[test]
