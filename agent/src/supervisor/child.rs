@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,10 +18,6 @@ use super::birth::{self, Birth, Child};
 use super::fd;
 use crate::limits::Resources;
 
-/// How long the parent of a process that is not the agent's child may take to wait for it.
-const TELL_STEPS: u32 = 50;
-const TELL_STEP: Duration = Duration::from_millis(10);
-
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -30,7 +25,8 @@ pub(crate) enum Exit {
     Signal(i32),
     /// By this signal, and the kernel has made a core of it.
     Core(i32),
-    /// It was not this agent's child, and the kernel is older than 6.15, which tells parents only.
+    /// It was not this agent's child, its parent was quicker than this agent, and the kernel is older than 6.15, which
+    /// tells parents only.
     Unknown,
 }
 
@@ -178,27 +174,40 @@ impl Process {
         let _readable = self.pidfd.readable().await;
         let status = match &self.child {
             Some(child) => birth::wait(child).ok(),
-            None => self.told().await,
+            None => self.told(),
         };
         status.map_or(Exit::Unknown, Exit::from)
     }
 
-    /// How a process ended that is somebody else's child, as soon as its parent has waited for it.
-    async fn told(&self) -> Option<ExitStatus> {
-        for _ in 0..TELL_STEPS {
-            match fd::pidfd_exit(self.pidfd.get_ref().as_fd()) {
-                Ok(Some(status)) => return Some(status),
-                Ok(None) => tokio::time::sleep(TELL_STEP).await,
-                Err(_) => return None,
-            }
+    /// How a process ended that is somebody else's child. Whether its parent waits for it, and when, makes no difference.
+    fn told(&self) -> Option<ExitStatus> {
+        let pidfd = self.pidfd.get_ref().as_fd();
+        let zombie = zombie_status(self.pid);
+        // Until its parent has waited for it the pid is its own, so that what was read is about it.
+        match fd::pidfd_signal(pidfd, None) {
+            true => zombie,
+            false => fd::pidfd_exit(pidfd).ok().flatten(),
         }
-        None
     }
 
     /// Sends a signal; to a process that has ended it does nothing.
     pub(crate) fn signal(&self, signal: Signal) {
-        fd::pidfd_signal(self.pidfd.get_ref().as_fd(), signal);
+        fd::pidfd_signal(self.pidfd.get_ref().as_fd(), Some(signal));
     }
+}
+
+/// How the process with this pid ended, if its parent has not waited for it yet.
+fn zombie_status(pid: i32) -> Option<ExitStatus> {
+    exit_status(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The status in the text of `/proc/PID/stat`, see proc_pid_stat(5).
+fn exit_status(stat: &str) -> Option<ExitStatus> {
+    // The name, which is second, may have brackets and blanks itself.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    let status = fields.nth(48)?.parse().ok()?;
+    (state == "Z").then(|| ExitStatus::from_raw(status))
 }
 
 #[cfg(test)]
@@ -291,12 +300,9 @@ mod tests {
         assert!(Process::search("@/some/third").is_none());
         let mut found = Process::find(process.pid(), "@/some/file").unwrap();
         found.signal(Signal::SIGKILL);
+        // Its parent has not waited for it.
+        assert_eq!(found.exited().await, Exit::Signal(9));
         assert_eq!(process.exited().await, Exit::Signal(9));
-        let told = match tells_others() {
-            true => Exit::Signal(9),
-            false => Exit::Unknown,
-        };
-        assert_eq!(found.exited().await, told);
         assert!(Process::find(process.pid(), "@/some/file").is_none());
         process.signal(Signal::SIGKILL);
     }
@@ -324,6 +330,17 @@ mod tests {
             false => Exit::Unknown,
         };
         assert_eq!(found.exited().await, told);
+    }
+
+    #[test]
+    fn the_status_of_a_zombie_is_the_last_field() {
+        let others = "1 ".repeat(48);
+        let stat = |state: &str| format!("7 (a) Z (b) {state} {others}1792\n");
+        assert_eq!(exit_status(&stat("Z")), Some(ExitStatus::from_raw(7 << 8)));
+        assert_eq!(exit_status(&stat("S")), None);
+        for broken in ["", "7 (a)", "7 (a) Z 1 2", "7 (a) Z"] {
+            assert_eq!(exit_status(broken), None, "{broken}");
+        }
     }
 
     #[test]

@@ -26,12 +26,13 @@ pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Sends a signal to that process; to one that has ended it does nothing.
-pub(super) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) {
-    let number = signal as libc::c_int;
+/// Sends a signal to that process, or with none only looks whether it could. Returns whether the process has its pid
+/// still, which it has until its parent has waited for it; afterwards this does nothing.
+pub(super) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> bool {
+    let number = signal.map_or(0, |it| it as libc::c_int);
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: plain numbers, a borrowed descriptor, and a null pointer, which the call allows.
-    unsafe {
+    let sent = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
             pidfd.as_raw_fd(),
@@ -40,6 +41,7 @@ pub(super) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) {
             0,
         )
     };
+    sent == 0
 }
 
 /// How that process ended: nothing before its parent has waited for it. An error when the kernel does not tell.
