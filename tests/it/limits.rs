@@ -285,6 +285,42 @@ async fn no_more_processes_start_at_once_than_the_limit_says() {
 }
 
 #[tokio::test]
+async fn a_device_that_waits_for_its_turn_to_start_can_be_deleted() {
+    let host = Host::start_with(|host| {
+        slow_program(host);
+        host.flags.push("--set=limits.starting=1".to_owned());
+    })
+    .await;
+    let mut creations = JoinSet::new();
+    for id in ["nic0", "nic1"] {
+        let mut devices = host.devices().await;
+        creations.spawn(async move { devices.create_device(nic(id)).await });
+    }
+    let mut devices = host.devices().await;
+    let one_has_the_turn = async {
+        loop {
+            let request = proto::v1::ListDevicesRequest::default();
+            let list = devices.list_devices(request).await.unwrap().into_inner();
+            let (started, waiting): (Vec<_>, Vec<_>) =
+                list.devices.into_iter().partition(|it| pid(it) != 0);
+            if let ([_], [waits]) = (&*started, &*waiting) {
+                return waits.clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let waits = tokio::time::timeout(LIMIT, one_has_the_turn).await.unwrap();
+    let request = proto::v1::DeleteDeviceRequest {
+        name: waits.name.clone(),
+        ..proto::v1::DeleteDeviceRequest::default()
+    };
+    devices.delete_device(request).await.unwrap();
+    File::create(host.path("go")).unwrap();
+    let made = creations.join_all().await;
+    assert_eq!(made.iter().filter(|it| it.is_ok()).count(), 1, "{made:?}");
+}
+
+#[tokio::test]
 async fn a_socket_has_the_owner_group_and_mode_of_its_device_over_all_its_processes() {
     require!(Root);
     let mut host = Host::start().await;

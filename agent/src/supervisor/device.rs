@@ -65,6 +65,8 @@ pub(super) struct Task {
     /// How often the kernel had ended something in its cgroup when the process started.
     memory_ends: u64,
     refusal: Option<control::Refusal>,
+    /// Whether a process is to be started, as soon as it is this device's turn.
+    waits_for_turn: bool,
     permit: Option<OwnedSemaphorePermit>,
     pub(super) resets: HashMap<u64, Reset>,
     /// The request by which the process was last told its configuration, until it answers.
@@ -108,6 +110,7 @@ impl Task {
             log_offset: 0,
             memory_ends: 0,
             refusal: None,
+            waits_for_turn: false,
             permit: None,
             resets: HashMap::new(),
             told: None,
@@ -141,12 +144,17 @@ impl Task {
             Begin::Find => self.find().await,
         }
         while self.state.phase != Phase::Gone {
-            let deadline = self.state.deadline();
+            // The time to become ready begins with the process.
+            let deadline = self.state.deadline().filter(|_| !self.waits_for_turn);
             let reconnect = self.process.is_some() && self.control.is_none();
             tokio::select! {
                 Some(request) = self.inbox.recv() => self.serve(request).await,
                 message = receive(self.control.as_ref()) => self.hear(message).await,
                 exit = exited(self.process.as_mut()) => self.ended(exit).await,
+                permit = self.shared.starts.clone().acquire_owned(), if self.waits_for_turn => {
+                    self.permit = permit.ok();
+                    self.start().await;
+                }
                 () = until(deadline) => self.event(Event::Tick).await,
                 () = tokio::time::sleep(RECONNECT), if reconnect => {
                     self.control = Control::connect(&self.dir.control()).ok();
@@ -191,13 +199,11 @@ impl Task {
             Action::None => {}
             Action::Spawn => {
                 self.publish();
-                if let Err(error) = self.spawn().await {
-                    warn!(error = chain(&error), "device not started");
-                    self.note(Severity::Warning, error.reason(), &chain(&error));
-                    self.view.failure = Some(Arc::new(error));
-                    self.permit = None;
-                    return Some(Event::Ended { success: false });
-                }
+                self.waits_for_turn = true;
+            }
+            // What has not been started has ended.
+            Action::Terminate if std::mem::take(&mut self.waits_for_turn) => {
+                return Some(Event::Ended { success: true });
             }
             Action::Terminate => {
                 self.signal(Signal::SIGTERM);
@@ -224,11 +230,22 @@ impl Task {
         }
     }
 
-    /// Starts a process, when it is this device's turn.
+    /// It is this device's turn to start a process.
+    async fn start(&mut self) {
+        self.waits_for_turn = false;
+        let Err(error) = self.spawn().await else {
+            return self.publish();
+        };
+        warn!(error = chain(&error), "device not started");
+        self.note(Severity::Warning, error.reason(), &chain(&error));
+        self.view.failure = Some(Arc::new(error));
+        self.permit = None;
+        self.event(Event::Ended { success: false }).await;
+    }
+
     async fn spawn(&mut self) -> Result<(), StartError> {
         let catalogue = self.shared.models.get().await;
         let program = catalogue.map_err(StartError::Program)?.program.clone();
-        self.permit = self.shared.starts.clone().acquire_owned().await.ok();
         let boot_id = &self.shared.boot_id;
         let running = start::spawn(
             &program,
