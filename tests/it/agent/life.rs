@@ -264,6 +264,24 @@ async fn what_a_dead_agent_left_behind_is_cleaned() {
 }
 
 #[tokio::test]
+async fn a_directory_in_which_a_stranger_serves_is_no_new_device_s() {
+    let host = Host::start().await;
+    let strange = host.path("run/devices/nic0");
+    fs::create_dir_all(&strange).unwrap();
+    let socket = strange.join("vfio-user.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut devices = host.devices().await;
+    let refused = devices.create_device(nic("nic0")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(reason(&refused), "DIRECTORY_IN_USE");
+    assert!(refused.message().contains(strange.to_str().unwrap()));
+    assert!(socket.exists());
+    // It ends, and what it leaves behind is nobody's.
+    drop(listener);
+    create(&mut devices, nic("nic0")).await;
+}
+
+#[tokio::test]
 async fn a_device_that_shall_not_be_restarted_is_not_by_the_next_agent_either() {
     let mut host = Host::start().await;
     let mut request = nic("nic0");
