@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use jsonschema::Validator;
 use serde::Deserialize;
@@ -23,7 +23,7 @@ pub(crate) const MAX_CONFIG_BYTES: usize = 64 << 10;
 const MAX_CATALOGUE_BYTES: usize = 16 << 20;
 
 /// Why there is no catalogue.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
         "no device program: looked for {}; install vfu-device there, or name it with \
@@ -38,7 +38,7 @@ pub(crate) enum Error {
     Run {
         program: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     #[error("{} models --json did not end within {TIMEOUT:?}", program.display())]
     Late { program: PathBuf },
@@ -52,7 +52,7 @@ pub(crate) enum Error {
     Parse {
         program: PathBuf,
         #[source]
-        source: serde_json::Error,
+        source: Arc<serde_json::Error>,
     },
     #[error("schema of model {model} from {}: {message}", program.display())]
     Schema {
@@ -116,7 +116,6 @@ impl Model {
 pub(crate) struct Catalogue {
     pub(crate) program: PathBuf,
     pub(crate) models: BTreeMap<String, Model>,
-    stamp: Stamp,
 }
 
 /// What tells one build of the program from the next.
@@ -124,9 +123,9 @@ type Stamp = (SystemTime, u64);
 
 impl Catalogue {
     /// Asks the program.
-    async fn load(program: &Path, stamp: Stamp) -> Result<Self, Error> {
+    async fn load(program: &Path) -> Result<Self, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Printed {
             models: Vec<Model>,
         }
 
@@ -140,7 +139,10 @@ impl Catalogue {
             .output();
         let output = match tokio::time::timeout(TIMEOUT, child).await {
             Err(_) => return Err(Error::Late { program }),
-            Ok(Err(source)) => return Err(Error::Run { program, source }),
+            Ok(Err(source)) => {
+                let source = Arc::new(source);
+                return Err(Error::Run { program, source });
+            }
             Ok(Ok(output)) => output,
         };
         if !output.status.success() || output.stdout.len() > MAX_CATALOGUE_BYTES {
@@ -152,12 +154,15 @@ impl Catalogue {
                 stderr,
             });
         }
-        let answer: Answer = match serde_json::from_slice(&output.stdout) {
-            Ok(answer) => answer,
-            Err(source) => return Err(Error::Parse { program, source }),
+        let printed: Printed = match serde_json::from_slice(&output.stdout) {
+            Ok(printed) => printed,
+            Err(source) => {
+                let source = Arc::new(source);
+                return Err(Error::Parse { program, source });
+            }
         };
         let mut models = BTreeMap::new();
-        for mut model in answer.models {
+        for mut model in printed.models {
             match jsonschema::draft202012::new(&model.config_schema) {
                 Ok(validator) => model.validator = Some(Arc::new(validator)),
                 Err(error) => {
@@ -170,11 +175,7 @@ impl Catalogue {
             }
             models.insert(model.name.clone(), model);
         }
-        Ok(Self {
-            program,
-            models,
-            stamp,
-        })
+        Ok(Self { program, models })
     }
 }
 
@@ -182,7 +183,24 @@ impl Catalogue {
 #[derive(Debug)]
 pub(crate) struct Models {
     candidates: Vec<PathBuf>,
-    loaded: Mutex<Option<Arc<Catalogue>>>,
+    answer: Mutex<Option<Answer>>,
+}
+
+/// What a program said when it was last asked.
+#[derive(Debug)]
+struct Answer {
+    program: PathBuf,
+    stamp: Stamp,
+    time: Instant,
+    said: Result<Arc<Catalogue>, Error>,
+}
+
+impl Answer {
+    /// Whether it is of this program, and holds for who asked at this time. A failure is for those who asked before it:
+    /// who comes later may find it mended.
+    fn holds(&self, program: &Path, stamp: Stamp, asked: Instant) -> bool {
+        self.program == program && self.stamp == stamp && (self.said.is_ok() || self.time > asked)
+    }
 }
 
 impl Models {
@@ -204,27 +222,36 @@ impl Models {
         };
         Self {
             candidates,
-            loaded: Mutex::new(None),
+            answer: Mutex::new(None),
         }
     }
 
     /// The catalogue.
     pub(crate) async fn get(&self) -> Result<Arc<Catalogue>, Error> {
+        let asked = Instant::now();
         let (program, stamp) = self.find()?;
-        // Held while the program runs: who comes meanwhile wants the same answer.
-        let mut loaded = self.loaded.lock().await;
-        match &*loaded {
-            Some(it) if it.program == program && it.stamp == stamp => Ok(it.clone()),
-            _ => {
-                let catalogue = Arc::new(Catalogue::load(program, stamp).await?);
-                tracing::info!(
-                    program = %program.display(),
-                    models = ?catalogue.models.keys().collect::<Vec<_>>(),
-                    "catalogue loaded"
-                );
-                Ok(loaded.insert(catalogue).clone())
-            }
+        // Held while the program runs: who comes meanwhile wants the same answer, also when it is none.
+        let mut last = self.answer.lock().await;
+        if let Some(last) = &*last
+            && last.holds(program, stamp, asked)
+        {
+            return last.said.clone();
         }
+        let said = Catalogue::load(program).await.map(Arc::new);
+        if let Ok(catalogue) = &said {
+            tracing::info!(
+                program = %program.display(),
+                models = ?catalogue.models.keys().collect::<Vec<_>>(),
+                "catalogue loaded"
+            );
+        }
+        *last = Some(Answer {
+            program: program.to_owned(),
+            stamp,
+            time: Instant::now(),
+            said: said.clone(),
+        });
+        said
     }
 
     fn find(&self) -> Result<(&Path, Stamp), Error> {
@@ -313,5 +340,23 @@ pub(crate) mod tests {
         write_program(&program, "echo '{\"models\": 12}'");
         let error = Models::new(Some(&program)).get().await.unwrap_err();
         assert!(matches!(error, Error::Parse { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_a_program_is_about_to_fail_does_not_start_it_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("vfu-device");
+        write_program(&program, "echo x >> \"$0.runs\"; sleep 0.2; exit 70");
+        let models = Models::new(Some(&program));
+        let runs = || {
+            let text = std::fs::read_to_string(program.with_extension("runs"));
+            text.unwrap().lines().count()
+        };
+        let calls = futures_util::future::join_all((0..20).map(|_| models.get())).await;
+        assert!(calls.iter().all(Result::is_err), "{calls:?}");
+        assert_eq!(runs(), 1);
+        // What it failed for may be over.
+        models.get().await.unwrap_err();
+        assert_eq!(runs(), 2);
     }
 }
