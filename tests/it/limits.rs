@@ -2,9 +2,10 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::PathBuf,
     process::Command,
+    time::SystemTime,
 };
 
 use nix::{sys::signal::Signal, unistd::geteuid};
@@ -318,6 +319,40 @@ async fn a_device_that_waits_for_its_turn_to_start_can_be_deleted() {
     File::create(host.path("go")).unwrap();
     let made = creations.join_all().await;
     assert_eq!(made.iter().filter(|it| it.is_ok()).count(), 1, "{made:?}");
+}
+
+#[tokio::test]
+async fn a_device_whose_program_does_not_say_what_it_has_can_be_deleted() {
+    let mut host = Host::new();
+    let (program, asked) = (host.path("program"), host.path("asked"));
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = models ] && [ -e {dir}/hangs ]; then\n: >{dir}/asked\nexec sleep 60\nfi\n\
+         exec {real} \"$@\"\n",
+        dir = host.dir.path().display(),
+        real = host.program.with_file_name("vfu-device").display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let flag = format!("--device-program={}", program.display());
+    host.flags.push(flag);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    // A new build of the program is asked again.
+    File::create(host.path("hangs")).unwrap();
+    let program = File::open(program).unwrap();
+    program.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    send(pid(&device), Signal::SIGKILL);
+    command::wait_for("the question", LIMIT, || Ok(asked.exists().then_some(()))).unwrap();
+    devices.delete_device(deletion("nic0")).await.unwrap();
+    let request = proto::v1::ListEventsRequest {
+        parent: "devices/nic0".to_owned(),
+        ..proto::v1::ListEventsRequest::default()
+    };
+    let events = devices.list_events(request).await.unwrap().into_inner();
+    let given_up = |it: &&proto::v1::Event| it.reason == "DEVICE_PROGRAM_FAILED";
+    assert_eq!(events.events.iter().find(given_up), None, "deleted late");
+    host.assert_empty().await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -151,10 +152,7 @@ impl Task {
                 Some(request) = self.inbox.recv() => self.serve(request).await,
                 message = receive(self.control.as_ref()) => self.hear(message).await,
                 exit = exited(self.process.as_mut()) => self.ended(exit).await,
-                permit = self.shared.starts.clone().acquire_owned(), if self.waits_for_turn => {
-                    self.permit = permit.ok();
-                    self.start().await;
-                }
+                turn = turn(self.shared.clone()), if self.waits_for_turn => self.start(turn).await,
                 () = until(deadline) => self.event(Event::Tick).await,
                 () = tokio::time::sleep(RECONNECT), if reconnect => {
                     self.control = Control::connect(&self.dir.control()).ok();
@@ -230,10 +228,14 @@ impl Task {
         }
     }
 
-    /// It is this device's turn to start a process.
-    async fn start(&mut self) {
+    /// It is this device's turn to start a process, or never will be.
+    async fn start(&mut self, turn: Result<Turn, StartError>) {
         self.waits_for_turn = false;
-        let Err(error) = self.spawn().await else {
+        let started = match turn {
+            Ok(turn) => self.spawn(turn).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = started else {
             return self.publish();
         };
         warn!(error = chain(&error), "device not started");
@@ -243,9 +245,8 @@ impl Task {
         self.event(Event::Ended { success: false }).await;
     }
 
-    async fn spawn(&mut self) -> Result<(), StartError> {
-        let catalogue = self.shared.models.get().await;
-        let program = catalogue.map_err(StartError::Program)?.program.clone();
+    async fn spawn(&mut self, Turn { program, permit }: Turn) -> Result<(), StartError> {
+        self.permit = permit;
         let boot_id = &self.shared.boot_id;
         let running = start::spawn(
             &program,
@@ -421,6 +422,20 @@ impl Task {
             self.shared.show(device);
         }
     }
+}
+
+/// What it takes to start a process.
+struct Turn {
+    program: PathBuf,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Waits for a device's turn to start a process. What the program is asked first takes no turn from others. Cancel safe.
+async fn turn(shared: Arc<Shared>) -> Result<Turn, StartError> {
+    let catalogue = shared.models.get().await.map_err(StartError::Program)?;
+    let permit = shared.starts.clone().acquire_owned().await.ok();
+    let program = catalogue.program.clone();
+    Ok(Turn { program, permit })
 }
 
 /// The next message, or never when there is no connection.
