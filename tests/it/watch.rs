@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use prost_types::FieldMask;
 use proto::v1::{
-    Device, ListDevicesRequest, ListEventsRequest, UpdateDeviceRequest, WatchDevicesRequest,
-    WatchDevicesResponse, device_status::State, watch_devices_response::Type,
+    Device, GetAgentRequest, GetDeviceRequest, ListDevicesRequest, ListEventsRequest,
+    UpdateDeviceRequest, WatchDevicesRequest, WatchDevicesResponse,
+    agent_service_client::AgentServiceClient, device_status::State, watch_devices_response::Type,
 };
 use tests::command;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Status, Streaming, transport::Endpoint};
 use tonic_types::StatusExt;
 
-use crate::agent::{Devices, Host, LIMIT, create, deletion, nic, send};
+use crate::agent::{Devices, Host, LIMIT, create, deletion, nic, pid, reason, send};
 
 type Answers = Streaming<WatchDevicesResponse>;
 
@@ -376,6 +377,59 @@ async fn a_device_that_is_deleted_when_the_agent_is_killed_is_sent_as_gone_once(
         assert_eq!(gone, 1);
         host.end_agent(Signal::SIGKILL);
     }
+}
+
+#[tokio::test]
+async fn a_device_whose_record_can_t_be_read_is_said_to_be_so_and_not_to_be_gone() {
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("a")).await;
+    create(&mut devices, nic("b")).await;
+    let list = ListDevicesRequest::default();
+    let version = devices.list_devices(list).await.unwrap().into_inner();
+    let version = version.resource_version;
+    host.end_agent(Signal::SIGTERM);
+    {
+        const DEVICES: redb::TableDefinition<'_, &str, &[u8]> =
+            redb::TableDefinition::new("devices");
+        let store = redb::Database::open(host.path("state/agent.redb")).unwrap();
+        let change = store.begin_write().unwrap();
+        let mut table = change.open_table(DEVICES).unwrap();
+        table.insert("a", &b"{\"id\":7}"[..]).unwrap();
+        drop(table);
+        change.commit().unwrap();
+    }
+    host.start_agent().await;
+    let mut agents = AgentServiceClient::new(host.channel().await);
+    let agent = agents.get_agent(GetAgentRequest::default()).await.unwrap();
+    let agent = agent.into_inner();
+    let [unreadable] = &*agent.unreadable_devices else {
+        panic!("{agent:?}");
+    };
+    assert_eq!(unreadable.name, "devices/a");
+    assert!(unreadable.error.contains("invalid type"), "{unreadable:?}");
+    let mut devices = host.devices().await;
+    let request = GetDeviceRequest {
+        name: "devices/a".to_owned(),
+    };
+    let refusals = [
+        devices.get_device(request).await.unwrap_err(),
+        devices.delete_device(deletion("a")).await.unwrap_err(),
+        devices.create_device(nic("a")).await.unwrap_err(),
+    ];
+    for refusal in refusals {
+        assert_eq!(reason(&refusal), "RECORD_UNREADABLE", "{refusal:?}");
+    }
+    // Who goes on hears of the others only; who begins anew sees it as it was.
+    let mut resumed = watch(&mut devices, &version).await;
+    label(&mut devices, "b", "1").await.unwrap();
+    let read = read_until(&mut resumed, (Type::Modified, "b", State::Ready)).await;
+    let of_a: Vec<_> = read.iter().map(seen).filter(|it| it.1 == "a").collect();
+    assert_eq!(of_a, []);
+    let mut anew = watch(&mut devices, "").await;
+    let first = next(&mut anew).await.unwrap();
+    assert_eq!(first.device, Some(device.clone()));
+    assert!(host.processes().contains(&pid(&device)), "it was touched");
 }
 
 #[tokio::test]

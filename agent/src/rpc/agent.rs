@@ -1,5 +1,6 @@
 //! The agent itself: what it is, how it is, and whether it makes devices.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prost_types::Duration as ProtoDuration;
@@ -23,6 +24,10 @@ const SHUT_DOWN: Duration = Duration::from_secs(30);
 const MAX_SHUT_DOWN: Duration = Duration::from_secs(3600);
 /// So many devices that were not stopped are named.
 const MAX_REMAINING: usize = 100;
+/// So many devices whose records can't be read are named.
+const MAX_UNREADABLE: usize = 100;
+/// So much of what is wrong with a record is said: it may quote the record.
+const MAX_ERROR_BYTES: usize = 256;
 
 impl Service {
     /// The agent as it is now.
@@ -101,6 +106,7 @@ impl Service {
             config_error: shared
                 .config_error()
                 .map_or_else(String::new, |it| it.to_string()),
+            unreadable_devices: unreadable(&shared.unreadable),
         }
     }
 }
@@ -165,6 +171,16 @@ fn patience(asked: &ProtoDuration) -> Result<Duration, Status> {
     duration(asked)
         .filter(|it| *it <= MAX_SHUT_DOWN)
         .ok_or_else(|| invalid_field("timeout", "must be from 0 s to 1 h"))
+}
+
+/// The devices whose records can't be read, and why.
+fn unreadable(errors: &BTreeMap<String, String>) -> Vec<v1::UnreadableDevice> {
+    let devices = errors.iter().take(MAX_UNREADABLE);
+    let devices = devices.map(|(id, error)| v1::UnreadableDevice {
+        name: format!("devices/{id}"),
+        error: error[..error.floor_char_boundary(MAX_ERROR_BYTES)].to_owned(),
+    });
+    devices.collect()
 }
 
 fn to_i32(count: usize) -> i32 {

@@ -45,7 +45,7 @@ impl Supervisor {
             let id = id.to_owned();
             return Err(Error::Exists { id });
         }
-        if self.shared.unreadable.contains(id) {
+        if self.shared.unreadable.contains_key(id) {
             let id = id.to_owned();
             return Err(Error::Unreadable { id });
         }

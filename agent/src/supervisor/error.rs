@@ -113,8 +113,8 @@ pub(crate) enum Error {
         reason: &'static str,
     },
     #[error(
-        "the record of device {id} can't be read: restore it, or choose another id; nothing of the \
-         device is touched"
+        "the record of device {id} can't be read, see GetAgent: restore the state directory, or choose another id; \
+         nothing of the device is touched"
     )]
     Unreadable { id: String },
     #[error("device {id} was deleted while it started")]

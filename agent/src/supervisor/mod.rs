@@ -29,7 +29,7 @@ mod undo;
 mod update;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -85,8 +85,8 @@ pub(crate) struct Shared {
     pub(crate) start_limit: usize,
     devices: Mutex<BTreeMap<String, Handle>>,
     encode: Encode,
-    /// Ids of devices whose records can't be read. Nothing of them is touched.
-    unreadable: BTreeSet<String>,
+    /// What is wrong with the records that can't be read, by the ids of their devices. Nothing of those is touched.
+    pub(crate) unreadable: BTreeMap<String, String>,
 }
 
 impl Shared {
@@ -202,15 +202,25 @@ impl Supervisor {
             unreadable,
             drain,
         } = contents;
+        let unreadable: BTreeMap<_, _> = unreadable
+            .into_iter()
+            .map(|(id, error)| (id, error.to_string()))
+            .collect();
         for (id, error) in &unreadable {
-            tracing::error!(id, %error, "record can't be read: the device is left as it is");
+            tracing::error!(
+                id,
+                error,
+                "record can't be read: the device is left as it is"
+            );
         }
         let drain = Drain::new(store.clone(), drain, boot_id.clone());
         let settings = config.get();
         let kept = settings.limits.watch_changes as usize;
         let changes = Changes::open(&settings.changes_dir(), &boot_id, kept);
         let uids: HashMap<_, _> = records.iter().map(|it| (&*it.id, &*it.uid)).collect();
-        changes.retain(|it| uids.get(&*it.id) == Some(&&*it.uid));
+        // Nobody can say of a device without a readable record that it is gone.
+        changes
+            .retain(|it| uids.get(&*it.id) == Some(&&*it.uid) || unreadable.contains_key(&it.id));
         let starting = settings.limits.starting.map_or_else(
             || {
                 let cpus = std::thread::available_parallelism();
@@ -235,7 +245,7 @@ impl Supervisor {
             start_limit: starting,
             devices: Mutex::default(),
             encode,
-            unreadable: unreadable.into_iter().map(|(id, _)| id).collect(),
+            unreadable,
         });
         let supervisor = Self {
             shared,
@@ -264,7 +274,7 @@ impl Supervisor {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(id) = name.to_str() else { continue };
-            let known = self.shared.unreadable.contains(id);
+            let known = self.shared.unreadable.contains_key(id);
             if known || records.iter().any(|record| record.id == id) {
                 continue;
             }
@@ -324,11 +334,12 @@ impl Supervisor {
     }
 
     fn handle(&self, id: &str) -> Result<Handle, Error> {
-        self.shared
-            .devices()
-            .get(id)
-            .cloned()
-            .ok_or_else(|| Error::Missing { id: id.to_owned() })
+        self.shared.devices().get(id).cloned().ok_or_else(|| {
+            match self.shared.unreadable.contains_key(id) {
+                true => Error::Unreadable { id: id.to_owned() },
+                false => Error::Missing { id: id.to_owned() },
+            }
+        })
     }
 
     /// At most `count` devices after the id `after`, and whether there are more.

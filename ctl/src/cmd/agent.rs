@@ -153,6 +153,10 @@ fn page(agent: &Agent, now: SystemTime) -> Result<String, Error> {
         let error = &agent.config_error;
         lines.push(("Configuration", format!("as it was before: {error}")));
     }
+    for device in &agent.unreadable_devices {
+        let text = format!("{}: {}", device.name, device.error);
+        lines.push(("Unreadable", text));
+    }
     let mut text = String::new();
     for (name, value) in lines {
         // What the agent says of the host may be anything.
@@ -222,7 +226,7 @@ fn runtime(runtime: &Runtime) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::v1::{AgentLimits, DeviceCounts};
+    use proto::v1::{AgentLimits, DeviceCounts, UnreadableDevice};
     use std::time::UNIX_EPOCH;
 
     fn agent() -> Agent {
@@ -299,12 +303,17 @@ request bytes      4096
         agent.cgroup_error = "no cgroup v2; mount it".into();
         agent.config_error = "agent.toml:1:1: x: there is no such key".into();
         agent.runtimes[0].error = "not found; install it".into();
+        agent.unreadable_devices = vec![UnreadableDevice {
+            name: "devices/nic0".into(),
+            error: "missing field `uid`".into(),
+        }];
         let page = page(&agent, UNIX_EPOCH + Duration::from_secs(1)).unwrap();
         for line in [
             "New devices:     none since 1970-01-01T00:00:00Z (1s ago): new kernel \u{fffd}[2J; vfuctl undrain",
             "Shut down:       1970-01-01T00:00:00Z (1s ago); vfuctl undrain",
             "Cgroup:          none: no cgroup v2; mount it",
             "Configuration:   as it was before: agent.toml:1:1: x: there is no such key",
+            "Unreadable:      devices/nic0: missing field `uid`",
             "vfu-device   no: not found; install it   e1000,nvme   /usr/bin/vfu-device",
         ] {
             assert!(page.lines().any(|it| it == line), "no `{line}` in\n{page}");
