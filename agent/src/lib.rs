@@ -27,6 +27,7 @@ mod steps;
 mod store;
 mod supervisor;
 pub mod systemd;
+mod vmm;
 
 use std::fs::File;
 use std::future::Future;

@@ -30,13 +30,14 @@ impl fmt::Display for Role {
 
 const PACKAGE: &str = "vfu.v1.";
 
-const METHODS: [(&str, Role); 19] = [
+const METHODS: [(&str, Role); 20] = [
     ("vfu.v1.AgentService/Drain", Admin),
     ("vfu.v1.AgentService/GetAgent", Viewer),
     ("vfu.v1.AgentService/ShutDownDevices", Admin),
     ("vfu.v1.AgentService/Undrain", Admin),
     ("vfu.v1.DeviceService/CreateDevice", Operator),
     ("vfu.v1.DeviceService/DeleteDevice", Operator),
+    ("vfu.v1.DeviceService/DiagnoseDevice", Operator),
     ("vfu.v1.DeviceService/GetDevice", Viewer),
     ("vfu.v1.DeviceService/ListDevices", Viewer),
     ("vfu.v1.DeviceService/ListEvents", Viewer),

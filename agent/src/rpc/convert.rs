@@ -407,6 +407,7 @@ fn planned(record: &Record) -> v1::Device {
                 mode: it.mode,
             }),
             limits: limits::to_proto(spec.limits),
+            ..v1::DeviceSpec::default()
         }),
         status: None,
     }

@@ -201,6 +201,14 @@ impl DeviceService for Service {
         Err(unserved("UnplugDevice", "ask the VMM itself"))
     }
 
+    async fn diagnose_device(
+        &self,
+        _: Request<v1::DiagnoseDeviceRequest>,
+    ) -> Result<Response<v1::DiagnoseDeviceResponse>, Status> {
+        let instead = "vfuctl get and vfuctl probe show a device and its socket";
+        Err(unserved("DiagnoseDevice", instead))
+    }
+
     type WatchDevicesStream = BoxStream<v1::WatchDevicesResponse>;
 
     async fn watch_devices(

@@ -44,6 +44,7 @@ pub(crate) async fn run(
                 restart_policy: policy(args.restart_policy),
                 socket: (socket != SocketSpec::default()).then_some(socket),
                 limits: (limits != ResourceLimits::default()).then_some(limits),
+                ..DeviceSpec::default()
             }),
             ..Device::default()
         }),

@@ -7,7 +7,8 @@ use prost_reflect::DescriptorPool;
 use super::Host;
 
 /// What vfuctl has no command for.
-const WITHOUT: [&str; 2] = [
+const WITHOUT: [&str; 3] = [
+    "vfu.v1.DeviceService.DiagnoseDevice",
     "vfu.v1.DeviceService.PlugDevice",
     "vfu.v1.DeviceService.UnplugDevice",
 ];

@@ -189,6 +189,13 @@ impl DeviceService for Fake {
         Err(Status::unimplemented("PlugDevice"))
     }
 
+    async fn diagnose_device(
+        &self,
+        _: Request<DiagnoseDeviceRequest>,
+    ) -> Answer<DiagnoseDeviceResponse> {
+        Err(Status::unimplemented("DiagnoseDevice"))
+    }
+
     async fn unplug_device(&self, _: Request<UnplugDeviceRequest>) -> Answer<Device> {
         Err(Status::unimplemented("UnplugDevice"))
     }
