@@ -385,6 +385,7 @@ fn a_client_is_asked_to_release_the_device() {
     let mut client = connect(&device.socket());
     let why = ask().unwrap_err();
     assert!(why.contains("has not connected"), "{why}");
+    assert!(why.contains("through the VMM's own"), "{why}");
     let asked = driver::eventfd();
     // DATA_EVENTFD | ACTION_TRIGGER on VFIO_PCI_REQ_IRQ_INDEX.
     client

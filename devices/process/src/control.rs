@@ -80,7 +80,8 @@ pub(crate) enum Request {
     /// The living device is to be that of this configuration, the whole of it; answered with a reply. One that it has
     /// already changes nothing.
     Update { id: u64, config: Value },
-    /// The client is to let go of the device; answered with a reply, which says whether the client was asked.
+    /// The client is to let go of the device; answered with a reply, which says whether the client was asked. More it can't
+    /// say: a client that lets go disconnects, and one that does not keeps the device.
     #[serde(rename = "request-release")]
     Release { id: u64 },
     /// Answered with the status as it is at this moment.
@@ -109,20 +110,40 @@ pub(crate) struct Refusal {
     /// The field of the configuration that stands in the way, as a path with dots.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// For programs, where they go on by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
     message: String,
 }
 
-impl From<String> for Refusal {
-    fn from(message: String) -> Self {
-        let field = None;
-        Self { field, message }
+/// Why the client was not asked to let go of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Reason {
+    /// There is none.
+    NoClient,
+    /// It has no ear for that.
+    TakesNoRequest,
+}
+
+impl From<(Reason, String)> for Refusal {
+    fn from((reason, message): (Reason, String)) -> Self {
+        Self {
+            field: None,
+            reason: Some(reason),
+            message,
+        }
     }
 }
 
 impl From<UpdateError> for Refusal {
     fn from(error: UpdateError) -> Self {
         let UpdateError { field, message } = error;
-        Self { field, message }
+        Self {
+            field,
+            reason: None,
+            message,
+        }
     }
 }
 
@@ -313,10 +334,17 @@ mod tests {
             message: "no".into(),
         };
         assert_eq!(
-            [None, Some("no".to_owned().into()), Some(immutable.into())].map(reply),
+            [
+                None,
+                Some((Reason::NoClient, "no".to_owned()).into()),
+                Some(immutable.into())
+            ]
+            .map(reply),
             [
                 serde_json::json!({"type": "reply", "id": 7, "ok": true}),
-                serde_json::json!({"type": "reply", "id": 7, "ok": false, "message": "no"}),
+                serde_json::json!({
+                    "type": "reply", "id": 7, "ok": false, "reason": "NO_CLIENT", "message": "no"
+                }),
                 serde_json::json!({
                     "type": "reply", "id": 7, "ok": false, "field": "a.b", "message": "no"
                 }),

@@ -9,10 +9,12 @@ use tracing::{info, warn};
 use vfio_user::{Device as _, Migration as _};
 
 use super::{Server, watch::Token};
-use crate::control::{Control, Request, Resets, State, Status};
+use crate::control::{Control, Reason, Request, Resets, State, Status};
 
 /// How often the agent is told at most.
 const STATUS_PERIOD: Duration = Duration::from_millis(100);
+/// What helps with a client that has no ear for requests.
+const CURE: &str = "unplug the device through the VMM's own control socket or monitor";
 
 impl Server {
     pub(super) fn accept_control(
@@ -85,14 +87,15 @@ impl Server {
     }
 
     /// Asks the client to let go of the device.
-    fn request_release(&mut self) -> Result<(), String> {
+    fn request_release(&mut self) -> Result<(), (Reason, String)> {
         if self.session.is_none() {
-            return Err("no client is connected: there is nobody to ask".into());
+            let message = "no client is connected: there is nobody to ask".into();
+            return Err((Reason::NoClient, message));
         }
         let (function, lent) = self.function_and_lent();
         function
             .request_release(lent)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| (Reason::TakesNoRequest, format!("{error}; {CURE}")))?;
         info!("the client was asked to release the device");
         Ok(())
     }
