@@ -286,6 +286,9 @@ impl From<Error> for Status {
                 (code, details)
             }
             Error::Refused { id, .. } => about(id, "DEVICE_REFUSED", Code::FailedPrecondition),
+            Error::TakesNoRequest { id, .. } => {
+                about(id, "CLIENT_TAKES_NO_REQUEST", Code::FailedPrecondition)
+            }
             Error::Invalid(violations) => return invalid(violations.clone()),
             Error::Deleting { id } => about(id, "DEVICE_DELETING", Code::FailedPrecondition),
             Error::Creating { id } => about(id, "DEVICE_CREATING", Code::FailedPrecondition),

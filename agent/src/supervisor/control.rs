@@ -39,6 +39,9 @@ pub(crate) enum Message {
         /// The field of the configuration that it is about, as a path with dots.
         #[serde(default)]
         field: Option<String>,
+        /// What of it matters to who has asked.
+        #[serde(default)]
+        reason: Option<Reason>,
     },
     Error {
         #[serde(default)]
@@ -106,6 +109,18 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
 }
 
+/// Why a request was not met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Reason {
+    /// There is no client to ask.
+    NoClient,
+    /// The client has no ear for requests.
+    TakesNoRequest,
+    #[serde(other)]
+    Unknown,
+}
+
 /// What kind of reason it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -130,6 +145,9 @@ pub(crate) enum Request<'a> {
         id: u64,
         config: &'a serde_json::Value,
     },
+    /// The client is to let go of the device; answered with a reply when it has been asked.
+    #[serde(rename = "request-release")]
+    Release { id: u64 },
     /// Answered with the status as it is at that moment.
     Status,
 }
@@ -297,6 +315,16 @@ mod tests {
                 ..
             }
         ));
+        let reason = |text: &str| {
+            let reply = format!(r#"{{"type":"reply","id":7,"ok":false,"reason":"{text}"}}"#);
+            match parse(reply.as_bytes()).unwrap() {
+                Message::Reply { reason, .. } => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(reason("NO_CLIENT"), Some(Reason::NoClient));
+        assert_eq!(reason("TAKES_NO_REQUEST"), Some(Reason::TakesNoRequest));
+        assert_eq!(reason("NEW_REASON"), Some(Reason::Unknown));
         assert_eq!(
             parse(br#"{"type":"news","x":1}"#).unwrap(),
             Message::Unknown
@@ -363,5 +391,7 @@ mod tests {
         let config = &serde_json::json!({"link": "down"});
         let text = serde_json::to_string(&Request::Update { id: 8, config }).unwrap();
         assert_eq!(text, r#"{"type":"update","id":8,"config":{"link":"down"}}"#);
+        let text = serde_json::to_string(&Request::Release { id: 9 }).unwrap();
+        assert_eq!(text, r#"{"type":"request-release","id":9}"#);
     }
 }

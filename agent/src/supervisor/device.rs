@@ -20,6 +20,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::child::{Exit, Process};
 use super::control::{self, Control, Message, Resets, Service};
 use super::error::{Error, StartError};
+use super::release::Release;
 use super::request::{Request, Reset, Restart};
 use super::rundir::RunDir;
 use super::start::{self, Running, Sockets};
@@ -72,6 +73,8 @@ pub(super) struct Task {
     pub(super) resets: HashMap<u64, Reset>,
     /// The request by which the process was last told its configuration, until it answers.
     pub(super) told: Option<u64>,
+    /// What the process is asked about its client.
+    pub(super) release: Option<Release>,
     pub(super) next_request: u64,
     pub(super) deleters: Vec<oneshot::Sender<Result<(), Error>>>,
     pub(super) restart: Restart,
@@ -115,6 +118,7 @@ impl Task {
             permit: None,
             resets: HashMap::new(),
             told: None,
+            release: None,
             next_request: 0,
             deleters: Vec::new(),
             restart: Restart::default(),
@@ -315,12 +319,16 @@ impl Task {
                 ok,
                 message,
                 field,
+                reason,
             }) => {
                 if self.told == Some(id) {
                     self.answered(ok.then_some(()).ok_or((field, message)));
                 } else if let Some(reset) = self.resets.remove(&id) {
                     let answer = ok.then_some(()).ok_or((field, message));
                     self.reset_answered(reset, answer).await;
+                } else if let Some(release) = &mut self.release {
+                    let answer = ok.then_some(()).ok_or((reason, message));
+                    release.answered(id, answer);
                 }
             }
             // A program that knows no such request answers so.

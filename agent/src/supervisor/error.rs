@@ -75,6 +75,12 @@ pub(crate) enum Error {
         field: Option<String>,
         message: String,
     },
+    #[error("device {id}: {} takes no requests to let go of it: {message}", user(client.as_ref()))]
+    TakesNoRequest {
+        id: String,
+        client: Option<Client>,
+        message: String,
+    },
     #[error("{limit}: {why}")]
     Unenforceable { limit: &'static str, why: String },
     #[error("device {id} did not answer within {patience:?}")]

@@ -18,6 +18,7 @@ mod find;
 mod history;
 mod leave;
 mod log;
+mod release;
 mod request;
 mod reset;
 mod restart;
