@@ -19,14 +19,14 @@ use crate::{
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
    0  done
-   1  something else failed
+   1  something else failed, or `vfuctl doctor` has found an error
    2  wrong usage, or the agent found an argument to be invalid
    3  no such device or model
    4  the device exists already, or was changed by somebody else meanwhile
    5  not possible in the present state, or the host can't give what was asked for
    6  not allowed
    7  the agent can't be reached, or asks to try again
-   8  no answer in time (--timeout)
+   8  no answer in time, or not so in time (--timeout)
    9  a limit is reached
   10  the agent does not serve this
  130  ended by Ctrl-C, as a watch always is";
@@ -86,6 +86,23 @@ pub(crate) enum Error {
         /// How long the agent has waited.
         timeout: Duration,
     },
+    /// A device did not become what was waited for.
+    #[error(
+        "{device} is not {goal} within {} s (see --timeout); it is {last}", timeout.as_secs_f64()
+    )]
+    Unmet {
+        /// The device.
+        device: String,
+        /// What was waited for.
+        goal: String,
+        /// How it was when it was seen last.
+        last: String,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
+    /// There are findings that keep a VMM from taking the device; they are printed already.
+    #[error("errors found: {0}")]
+    Findings(usize),
     /// The agent answered what can't be.
     #[error("the agent's answer makes no sense: {0}")]
     Nonsense(String),
@@ -161,8 +178,8 @@ impl Error {
             },
             Self::Untrusted { .. } => 6,
             Self::Broken { .. } => 7,
-            Self::Late(_) | Self::Remaining { .. } => 8,
-            Self::Nonsense(_) | Self::Output(_) => 1,
+            Self::Late(_) | Self::Remaining { .. } | Self::Unmet { .. } => 8,
+            Self::Nonsense(_) | Self::Output(_) | Self::Findings(_) => 1,
             Self::Read { .. } => 2,
             Self::InUse { .. } | Self::NoProgram(_) => 5,
             Self::Run { source, .. } => match source.kind() {

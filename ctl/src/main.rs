@@ -17,7 +17,11 @@ mod tests;
 mod tls;
 mod yaml;
 
-use std::{ffi::OsString, io::Write, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, error::ErrorKind};
 
@@ -38,21 +42,29 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Error::Output(error).report(),
     };
-    match runtime.block_on(run(&words, &mut std::io::stdout(), &mut std::io::stderr())) {
+    let (mut sink, mut notes) = (std::io::stdout(), std::io::stderr());
+    let terminal = notes.is_terminal();
+    match runtime.block_on(run(&words, &mut sink, &mut notes, terminal)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }
 }
 
 /// Runs the command line `words`, which begin with the program's name, and writes its result to `sink`, and what else is to
-/// be said to `notes`.
-async fn run(words: &[OsString], sink: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Error> {
+/// be said to `notes`, which is or is no `terminal`.
+async fn run(
+    words: &[OsString],
+    sink: &mut dyn Write,
+    notes: &mut dyn Write,
+    terminal: bool,
+) -> Result<(), Error> {
     let (matches, schema) = parse(words).await?;
     let Cli { globals, command } = Cli::from_arg_matches(&matches)?;
     let mut output = Output {
         format: globals.output,
         sink,
         notes,
+        terminal,
     };
     let output = &mut output;
     if let Command::Completion(args) = &command {
@@ -82,6 +94,10 @@ async fn run(words: &[OsString], sink: &mut dyn Write, notes: &mut dyn Write) ->
         Command::Delete(args) => cmd::delete::run(args, client, output).await,
         Command::Reset(args) => cmd::reset::run(args, client, output).await,
         Command::Restart(args) => cmd::restart::run(args, client, output).await,
+        Command::Plug(args) => cmd::plug::run(args, client, output).await,
+        Command::Unplug(args) => cmd::plug::unplug(args, client, output).await,
+        Command::Doctor(args) => cmd::doctor::run(args, client, output).await,
+        Command::Wait(args) => cmd::wait::run(args, client, output).await,
         Command::Watch(args) => cmd::watch::run(args, client, output).await,
         Command::Logs(args) => cmd::logs::run(args, client, output).await,
         Command::Events(args) => cmd::events::run(args, client, output).await,

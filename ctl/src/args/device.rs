@@ -6,7 +6,7 @@ use proto::v1::device_spec;
 use super::values;
 
 /// What `vfuctl update` can change; one of them has to be given.
-const CHANGES: [&str; 11] = [
+const CHANGES: [&str; 12] = [
     "set",
     "unset",
     "label",
@@ -14,6 +14,7 @@ const CHANGES: [&str; 11] = [
     "annotation",
     "unannotate",
     "restart_policy",
+    "backend_loss_policy",
     "memory",
     "cpu",
     "open_files",
@@ -53,6 +54,9 @@ pub(crate) struct Create {
     /// What happens when the device's process ends by itself [default: always]
     #[arg(long, value_enum, value_name = "POLICY")]
     pub(crate) restart_policy: Option<RestartPolicy>,
+    /// What happens when the process ends while a VMM uses the device [default: hold]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) backend_loss_policy: Option<BackendLossPolicy>,
     /// What the device's process may use.
     #[command(flatten)]
     pub(crate) limits: Limits,
@@ -110,7 +114,7 @@ pub(crate) struct List {
     pub(crate) watch: bool,
 }
 
-/// Change a device while it lives: fields of its configuration, labels, limits and restart policy
+/// Change a device while it lives: fields of its configuration, labels, limits and policies
 ///
 /// A VMM stays connected, and its guest sees the change as it would see it on a real card. `vfuctl models MODEL` says which
 /// fields of the configuration can change; for the others, delete the device and create it anew. What is changed stays so
@@ -147,6 +151,9 @@ pub(crate) struct Update {
     /// What happens when the device's process ends by itself
     #[arg(long, value_enum, value_name = "POLICY")]
     pub(crate) restart_policy: Option<RestartPolicy>,
+    /// What happens when the process ends while a VMM uses the device
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) backend_loss_policy: Option<BackendLossPolicy>,
     /// What the device's process may use.
     #[command(flatten)]
     pub(crate) limits: Limits,
@@ -288,6 +295,27 @@ impl From<RestartPolicy> for device_spec::RestartPolicy {
             RestartPolicy::Always => Self::Always,
             RestartPolicy::OnFailure => Self::OnFailure,
             RestartPolicy::Never => Self::Never,
+        }
+    }
+}
+
+/// What becomes of a device in a VMM whose process has ended: the VMM does not connect again by itself.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum BackendLossPolicy {
+    /// Leaves the dead device in the VMM until somebody unplugs it
+    Hold,
+    /// Unplugs it and plugs it in again, which the guest sees, if `vfuctl plug` gave it to the VMM
+    Replug,
+    /// The device is FAILED
+    Fail,
+}
+
+impl From<BackendLossPolicy> for device_spec::BackendLossPolicy {
+    fn from(policy: BackendLossPolicy) -> Self {
+        match policy {
+            BackendLossPolicy::Hold => Self::Hold,
+            BackendLossPolicy::Replug => Self::Replug,
+            BackendLossPolicy::Fail => Self::Fail,
         }
     }
 }

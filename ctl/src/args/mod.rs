@@ -6,6 +6,7 @@ mod agent;
 mod device;
 mod early;
 mod observe;
+mod plug;
 mod values;
 
 use std::{path::PathBuf, time::Duration};
@@ -14,9 +15,13 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::{
     agent::{Drain, ShowAgent, ShutDownDevices, Undrain},
-    device::{Create, Delete, Get, Limits, List, Reset, Restart, RestartPolicy, Update},
+    device::{
+        BackendLossPolicy, Create, Delete, Get, Limits, List, Reset, Restart, RestartPolicy, Update,
+    },
     early::Early,
     observe::{Events, Logs, Stats, Watch},
+    plug::{Doctor, Plug, Unplug, Wait},
+    values::Goal,
 };
 use crate::{endpoint::Endpoint, error::EXIT_CODES, output::Format, tls::Tls};
 
@@ -27,6 +32,8 @@ Examples:
   vfuctl create e1000 nic0 --net.tap.ifname vfu0
   vfuctl list -o wide
   vfuctl cmdline nic0 --vmm qemu                 how a VMM uses it
+  vfuctl plug nic0 --qmp /run/vm1/vfu.qmp        puts it into a running VM; vfuctl unplug takes it out
+  vfuctl doctor nic0 --qmp /run/vm1/vfu.qmp      why that can't be
   vfuctl update nic0 --set link=down             pulls the cable while a guest uses it
   vfuctl probe nic0                              what a guest will see
   vfuctl watch                                   what changes, as it does
@@ -63,7 +70,7 @@ pub(crate) struct Globals {
     )]
     #[arg(default_value = "unix:///run/vfu/agent.sock")]
     pub(crate) endpoint: Endpoint,
-    /// How long to wait for each answer of the agent, and for a probe
+    /// How long to wait for each answer of the agent, for a probe, and in `vfuctl wait`
     #[arg(long, global = true, value_name = "SECONDS", value_parser = values::seconds)]
     #[arg(default_value = "30")]
     pub(crate) timeout: Duration,
@@ -82,6 +89,10 @@ pub(crate) enum Command {
     Delete(Delete),
     Reset(Reset),
     Restart(Restart),
+    Plug(Plug),
+    Unplug(Unplug),
+    Doctor(Doctor),
+    Wait(Wait),
     Watch(Watch),
     Logs(Logs),
     Events(Events),

@@ -1,6 +1,93 @@
 //! Values of flags, with their units.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use proto::v1::{Device, attachment, condition, device_status::State};
+
+/// What `vfuctl wait` waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Goal {
+    /// The device is in this state.
+    State(State),
+    /// A VMM has it that it was plugged into.
+    Plugged,
+    /// It is in no VMM, and none is connected.
+    Unplugged,
+    /// There is no such device.
+    Deleted,
+    /// A condition of this type has this status.
+    Condition(String, condition::Status),
+}
+
+impl Goal {
+    /// Whether `device`, which exists, is so.
+    pub(crate) fn is_met(&self, device: &Device) -> bool {
+        let Some(status) = &device.status else {
+            return false;
+        };
+        match self {
+            Self::State(state) => status.state() == *state,
+            Self::Plugged => {
+                let attachment = status.attachment.as_ref();
+                attachment.is_some_and(|it| it.state() == attachment::State::Plugged)
+            }
+            Self::Unplugged => status.attachment.is_none() && status.client.is_none(),
+            Self::Deleted => false,
+            Self::Condition(kind, wanted) => {
+                let mut conditions = status.conditions.iter();
+                conditions.any(|it| it.r#type.eq_ignore_ascii_case(kind) && it.status() == *wanted)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::State(state) => f.write_str(state.as_str_name()),
+            Self::Plugged => f.write_str("plugged"),
+            Self::Unplugged => f.write_str("unplugged"),
+            Self::Deleted => f.write_str("deleted"),
+            Self::Condition(kind, status) => write!(f, "{kind}={}", status.as_str_name()),
+        }
+    }
+}
+
+/// What to wait for.
+pub(super) fn goal(text: &str) -> Result<Goal, String> {
+    match text.split_once('=') {
+        None => match text {
+            "plugged" => Ok(Goal::Plugged),
+            "unplugged" => Ok(Goal::Unplugged),
+            "deleted" => Ok(Goal::Deleted),
+            _ => Err(
+                "must be state=STATE, plugged, unplugged, deleted or condition=TYPE[=STATUS]"
+                    .into(),
+            ),
+        },
+        Some(("state", name)) => {
+            let state = State::from_str_name(&name.to_ascii_uppercase());
+            let state = state.filter(|it| *it != State::Unspecified);
+            state.map(Goal::State).ok_or_else(|| {
+                let names = (1..).map_while(|it| State::try_from(it).ok());
+                let names: Vec<_> = names.map(|it| it.as_str_name()).collect();
+                format!("the state must be one of {}", names.join(", "))
+            })
+        }
+        Some(("condition", rest)) => {
+            let (kind, status) = rest.split_once('=').unwrap_or((rest, "true"));
+            let status = condition::Status::from_str_name(&status.to_ascii_uppercase());
+            match status.filter(|it| *it != condition::Status::Unspecified) {
+                Some(status) if !kind.is_empty() => Ok(Goal::Condition(kind.to_owned(), status)),
+                _ => Err("a condition is TYPE, or TYPE=true, TYPE=false or TYPE=unknown".into()),
+            }
+        }
+        Some((what, _)) => Err(format!("there is state= and condition=, and no {what}=")),
+    }
+}
 
 /// A number of seconds.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
@@ -163,6 +250,34 @@ mod tests {
         assert!(count("0").is_err() && count("-1").is_err() && count("all").is_err());
         assert_eq!((mode("660"), mode("0660")), (Ok(0o660), Ok(0o660)));
         assert!(mode("1000").is_err() && mode("68").is_err() && mode("rw").is_err());
+    }
+
+    #[test]
+    fn goals_are_states_conditions_and_places() {
+        assert_eq!(goal("state=connected"), Ok(Goal::State(State::Connected)));
+        assert_eq!(goal("unplugged"), Ok(Goal::Unplugged));
+        let condition = |status| Ok(Goal::Condition("Ready".into(), status));
+        assert_eq!(goal("condition=Ready"), condition(condition::Status::True));
+        let said = goal("condition=Ready=False");
+        assert_eq!(said, condition(condition::Status::False));
+        let states = goal("state=BUSY").unwrap_err();
+        assert!(
+            states.contains("READY, CONNECTED") && states.contains("STOPPED"),
+            "{states}"
+        );
+        for text in [
+            "",
+            "Plugged",
+            "state",
+            "state=",
+            "state=STATE_UNSPECIFIED",
+            "condition=",
+            "condition==true",
+            "condition=Ready=maybe",
+            "label=x",
+        ] {
+            assert!(goal(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use proto::v1::{CreateDeviceRequest, Device, DeviceSpec, ResourceLimits, SocketS
 use serde_json::{Map, Value};
 
 use crate::{
-    args::{Create, Limits, RestartPolicy},
+    args::{BackendLossPolicy, Create, Limits, RestartPolicy},
     client::Client,
     config::{self, Assignment},
     error::Error,
@@ -44,7 +44,7 @@ pub(crate) async fn run(
                 restart_policy: policy(args.restart_policy),
                 socket: (socket != SocketSpec::default()).then_some(socket),
                 limits: (limits != ResourceLimits::default()).then_some(limits),
-                ..DeviceSpec::default()
+                backend_loss_policy: loss_policy(args.backend_loss_policy),
             }),
             ..Device::default()
         }),
@@ -119,6 +119,12 @@ pub(super) fn limits(args: &Limits) -> ResourceLimits {
 /// What `--restart-policy` says.
 pub(super) fn policy(policy: Option<RestartPolicy>) -> i32 {
     let policy = policy.map(device_spec::RestartPolicy::from);
+    policy.unwrap_or_default().into()
+}
+
+/// What `--backend-loss-policy` says.
+pub(super) fn loss_policy(policy: Option<BackendLossPolicy>) -> i32 {
+    let policy = policy.map(device_spec::BackendLossPolicy::from);
     policy.unwrap_or_default().into()
 }
 

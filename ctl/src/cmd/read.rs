@@ -22,6 +22,18 @@ pub(super) async fn one(client: &Client, name: &str) -> Result<Device, Error> {
     client.answer(client.devices().get_device(request)).await
 }
 
+/// The present version, from which a watch sends what changes and nothing of what is.
+pub(super) async fn version(client: &Client) -> Result<String, Error> {
+    let request = client.request(ListDevicesRequest {
+        page_size: 1,
+        ..ListDevicesRequest::default()
+    });
+    let answer = client
+        .answer(client.devices().list_devices(request))
+        .await?;
+    Ok(answer.resource_version)
+}
+
 /// All devices that `filter` chooses, however many pages that takes.
 pub(super) async fn all(client: &Client, filter: &str) -> Result<Listed, Error> {
     let mut listed = Listed {

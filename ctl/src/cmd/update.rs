@@ -105,6 +105,7 @@ fn spec(args: &Update, paths: &mut Vec<String>) -> DeviceSpec {
     let limits = &args.limits;
     let given = [
         (args.restart_policy.is_some(), "restart_policy"),
+        (args.backend_loss_policy.is_some(), "backend_loss_policy"),
         (limits.memory.is_some(), "limits.memory_bytes"),
         (limits.cpu.is_some(), "limits.cpu_millis"),
         (limits.open_files.is_some(), "limits.open_files"),
@@ -115,6 +116,7 @@ fn spec(args: &Update, paths: &mut Vec<String>) -> DeviceSpec {
     let limits = create::limits(limits);
     DeviceSpec {
         restart_policy: create::policy(args.restart_policy),
+        backend_loss_policy: create::loss_policy(args.backend_loss_policy),
         limits: (limits != ResourceLimits::default()).then_some(limits),
         ..DeviceSpec::default()
     }

@@ -232,7 +232,7 @@ impl Watcher {
 }
 
 /// Whether an agent that is restarted explains `error`.
-fn is_loss(error: &Error) -> bool {
+pub(super) fn is_loss(error: &Error) -> bool {
     match error {
         Error::Broken { .. } | Error::Late(_) => true,
         Error::Unreachable { source, .. } => source.kind() != std::io::ErrorKind::PermissionDenied,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::{
     json::{from_struct, json, to_struct},
-    table::{Changes, age, client, id, table},
+    table::{Changes, age, client, id, place, situation, table},
 };
 use crate::{
     error::{Error, printable},
@@ -51,6 +51,8 @@ pub(crate) struct Output<'a> {
     pub(crate) sink: &'a mut dyn Write,
     /// Where to write what is for people, and no part of the result.
     pub(crate) notes: &'a mut dyn Write,
+    /// Whether the notes are read as they are written.
+    pub(crate) terminal: bool,
 }
 
 impl Output<'_> {
@@ -198,6 +200,7 @@ pub(crate) mod tests {
                 format: Some(format),
                 sink: &mut sink,
                 notes: &mut std::io::sink(),
+                terminal: false,
             };
             output.devices(devices).unwrap();
             String::from_utf8(sink).unwrap()

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use proto::v1::{Client, Device, WatchDevicesResponse};
+use proto::v1::{Attachment, Client, Device, WatchDevicesResponse};
 
 use crate::error::printable;
 
@@ -20,7 +20,7 @@ pub(super) fn devices(devices: &[Device], wide: bool, now: SystemTime) -> String
 fn device_head(wide: bool) -> Vec<&'static str> {
     let mut head = vec!["NAME", "MODEL", "STATE", "CLIENT", "AGE"];
     if wide {
-        head.extend(["SOCKET", "PID", "RESTARTS", "UID"]);
+        head.extend(["ATTACHMENT", "SOCKET", "PID", "RESTARTS", "UID"]);
     }
     head
 }
@@ -42,6 +42,11 @@ fn device_row(device: &Device, wide: bool, now: SystemTime) -> Vec<String> {
     if wide {
         let pid = Some(status.pid).filter(|pid| *pid != 0);
         row.extend([
+            status
+                .attachment
+                .as_ref()
+                .map(attachment)
+                .unwrap_or_default(),
             status.socket_path,
             pid.map(|pid| pid.to_string()).unwrap_or_default(),
             status.restart_count.to_string(),
@@ -93,6 +98,34 @@ pub(crate) fn client(client: &Client) -> String {
     match id(&client.executable) {
         "" => client.pid.to_string(),
         program => format!("{program}({})", client.pid),
+    }
+}
+
+/// A device's place in a VMM in one word.
+fn attachment(attachment: &Attachment) -> String {
+    let state = attachment.state().as_str_name();
+    match [&attachment.bus, &attachment.address].map(|it| it.as_str()) {
+        ["", ""] => state.to_owned(),
+        [place, ""] | ["", place] => format!("{state}({place})"),
+        [bus, address] => format!("{state}({bus},{address})"),
+    }
+}
+
+/// Where in a VMM a device is, for people. Empty where the VMM does not tell.
+pub(crate) fn place(attachment: &Attachment) -> String {
+    let parts = [("bus", &attachment.bus), ("address", &attachment.address)];
+    let parts = parts.iter().filter(|(_, text)| !text.is_empty());
+    let parts: Vec<_> = parts.map(|(what, text)| format!("{what} {text}")).collect();
+    parts.join(", ")
+}
+
+/// How a device is, in few words.
+pub(crate) fn situation(device: &Device) -> String {
+    let status = device.status.clone().unwrap_or_default();
+    let state = status.state().as_str_name();
+    match &status.attachment {
+        None => state.to_owned(),
+        Some(attachment) => format!("{state}, {}", attachment.state().as_str_name()),
     }
 }
 
@@ -172,11 +205,30 @@ nic0          e1000    CONNECTED           qemu-system-x86_64(7)   3m5s
 a-long-name   <none>   STATE_UNSPECIFIED   <none>                  <none>
 "
         );
+        let mut plugged = device();
+        plugged.status.get_or_insert_default().attachment = Some(Attachment {
+            state: proto::v1::attachment::State::Plugged.into(),
+            bus: "rp0".into(),
+            address: "0000:02:00.0".into(),
+            ..Attachment::default()
+        });
         assert_eq!(
-            devices(&[device()], true, now()),
+            place(
+                plugged
+                    .status
+                    .as_ref()
+                    .unwrap()
+                    .attachment
+                    .as_ref()
+                    .unwrap()
+            ),
+            "bus rp0, address 0000:02:00.0"
+        );
+        assert_eq!(
+            devices(&[plugged], true, now()),
             "\
-NAME   MODEL   STATE       CLIENT                  AGE    SOCKET                                 PID   RESTARTS   UID
-nic0   e1000   CONNECTED   qemu-system-x86_64(7)   3m5s   /run/vfu/devices/nic0/vfio-user.sock   42    0          0b1f
+NAME   MODEL   STATE       CLIENT                  AGE    ATTACHMENT                  SOCKET                                 PID   RESTARTS   UID
+nic0   e1000   CONNECTED   qemu-system-x86_64(7)   3m5s   PLUGGED(rp0,0000:02:00.0)   /run/vfu/devices/nic0/vfio-user.sock   42    0          0b1f
 "
         );
     }

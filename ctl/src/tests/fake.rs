@@ -33,6 +33,10 @@ pub(super) struct Fake {
     pub(super) version: Arc<Mutex<String>>,
     /// What each call of WatchDevices sends.
     pub(super) changes: Arc<Mutex<VecDeque<Script<WatchDevicesResponse>>>>,
+    /// What is found wherever somebody looks.
+    pub(super) findings: Arc<Mutex<Vec<Finding>>>,
+    /// How long a plug takes.
+    pub(super) plugging: Arc<Mutex<Duration>>,
     /// What WatchStats sends.
     pub(super) counters: Arc<Mutex<Script<WatchStatsResponse>>>,
     /// What is left when all devices are to be stopped.
@@ -50,6 +54,9 @@ pub(super) struct Asked {
     pub(super) delete: Option<DeleteDeviceRequest>,
     pub(super) reset: Option<ResetDeviceRequest>,
     pub(super) restart: Option<RestartDeviceRequest>,
+    pub(super) plug: Option<PlugDeviceRequest>,
+    pub(super) unplug: Option<UnplugDeviceRequest>,
+    pub(super) diagnose: Option<DiagnoseDeviceRequest>,
     pub(super) drain: Option<DrainRequest>,
     pub(super) shut_down: Option<ShutDownDevicesRequest>,
     pub(super) list: Option<ListDevicesRequest>,
@@ -185,19 +192,60 @@ impl DeviceService for Fake {
     type WatchStatsStream = Scripted<WatchStatsResponse>;
     type ReadLogsStream = Scripted<ReadLogsResponse>;
 
-    async fn plug_device(&self, _: Request<PlugDeviceRequest>) -> Answer<Device> {
-        Err(Status::unimplemented("PlugDevice"))
+    async fn plug_device(&self, request: Request<PlugDeviceRequest>) -> Answer<Device> {
+        let request = request.into_inner();
+        self.asked.lock().unwrap().plug = Some(request.clone());
+        let time = *self.plugging.lock().unwrap();
+        tokio::time::sleep(time).await;
+        let mut devices = self.devices.lock().unwrap();
+        let Some(device) = devices.get_mut(&request.name) else {
+            return Err(Status::not_found(format!(
+                "{}: no such device",
+                request.name
+            )));
+        };
+        let mut details = ErrorDetails::new();
+        for it in self.findings.lock().unwrap().iter() {
+            let told = format!("{}; {}", it.message, it.cure);
+            details.add_precondition_failure_violation(&it.code, &it.subject, told);
+        }
+        if details.precondition_failure().is_some() {
+            let why = "the VMM can't take the device";
+            return Err(Status::with_error_details(
+                Code::FailedPrecondition,
+                why,
+                details,
+            ));
+        }
+        let mut plugged = device.clone();
+        plugged.status.get_or_insert_default().attachment = Some(Attachment {
+            state: attachment::State::Plugged.into(),
+            vmm: request.vmm,
+            bus: "rp0".into(),
+            address: "0000:02:00.0".into(),
+            ..Attachment::default()
+        });
+        if !request.validate_only {
+            *device = plugged.clone();
+        }
+        Ok(Response::new(plugged))
+    }
+
+    async fn unplug_device(&self, request: Request<UnplugDeviceRequest>) -> Answer<Device> {
+        let request = request.into_inner();
+        self.asked.lock().unwrap().unplug = Some(request.clone());
+        let mut device = self.device(&request.name)?;
+        device.get_mut().status.get_or_insert_default().attachment = None;
+        Ok(device)
     }
 
     async fn diagnose_device(
         &self,
-        _: Request<DiagnoseDeviceRequest>,
+        request: Request<DiagnoseDeviceRequest>,
     ) -> Answer<DiagnoseDeviceResponse> {
-        Err(Status::unimplemented("DiagnoseDevice"))
-    }
-
-    async fn unplug_device(&self, _: Request<UnplugDeviceRequest>) -> Answer<Device> {
-        Err(Status::unimplemented("UnplugDevice"))
+        self.asked.lock().unwrap().diagnose = Some(request.into_inner());
+        let findings = self.findings.lock().unwrap().clone();
+        Ok(Response::new(DiagnoseDeviceResponse { findings }))
     }
 
     async fn watch_devices(

@@ -5,6 +5,7 @@ mod calls;
 mod device;
 mod fake;
 mod observe;
+mod plug;
 mod watch;
 
 use std::{
@@ -79,7 +80,7 @@ impl Host {
     async fn noted(&self, line: &str) -> (String, String, Error) {
         let words = self.words(line);
         let (mut sink, mut notes) = (Vec::new(), Vec::new());
-        let result = run(&words, &mut sink, &mut notes).await;
+        let result = run(&words, &mut sink, &mut notes, false).await;
         let [text, notes] = [sink, notes].map(|it| String::from_utf8(it).unwrap());
         (text, notes, result.expect_err(line))
     }
@@ -115,6 +116,6 @@ impl Host {
 /// Runs `vfuctl` with `words` and gives what it printed and how it ended.
 async fn run_words(words: &[OsString]) -> (String, Result<(), Error>) {
     let mut sink = Vec::new();
-    let result = run(words, &mut sink, &mut std::io::sink()).await;
+    let result = run(words, &mut sink, &mut std::io::sink(), false).await;
     (String::from_utf8(sink).unwrap(), result)
 }
