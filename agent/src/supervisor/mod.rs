@@ -3,7 +3,7 @@
 //! One task owns one device (`device.rs`), decides by a pure function (`state.rs`), takes requests
 //! by mpsc and shows how it is by watch. The set knows each task by those two ends.
 
-mod backoff;
+pub(crate) mod backoff;
 mod birth;
 mod calls;
 mod cgroup;
