@@ -16,6 +16,7 @@ mod hostile;
 mod limits;
 mod logs;
 mod migration;
+mod plug;
 mod probe;
 mod python;
 mod service;

@@ -46,6 +46,7 @@ pub struct Builder {
     boot: Boot,
     devices: Vec<Value>,
     args: Vec<String>,
+    kernel_options: Vec<String>,
 }
 
 /// Where the guest's kernel comes from.
@@ -99,6 +100,12 @@ impl Builder {
     /// One more argument for QEMU.
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// One more option for the kernel, which QEMU loads.
+    pub fn kernel_option(mut self, option: &str) -> Self {
+        self.kernel_options.push(option.to_owned());
         self
     }
 
@@ -178,7 +185,11 @@ impl Builder {
                     .arg(&image.kernel)
                     .arg("-initrd")
                     .arg(initramfs)
-                    .args(["-append", KERNEL_OPTIONS]);
+                    .arg("-append")
+                    .arg(format!(
+                        "{KERNEL_OPTIONS} {}",
+                        self.kernel_options.join(" ")
+                    ));
             }
             // Without graphics the firmware speaks on the first serial port.
             None => {
@@ -212,6 +223,7 @@ impl Guest {
             boot: Boot::Linux,
             devices: Vec::new(),
             args: Vec::new(),
+            kernel_options: Vec::new(),
         }
     }
 
@@ -277,6 +289,16 @@ impl Guest {
             .context("QEMU's monitor is not connected")?;
         qmp.execute(command, arguments)
             .map_err(|error| self.explain(error))
+    }
+
+    /// Waits for an event of QEMU's, which may have come since the guest booted and which nobody has taken yet. `None`: there
+    /// is none in time.
+    pub fn event(&mut self, name: &str, limit: Duration) -> Result<Option<Value>> {
+        let qmp = self
+            .qmp
+            .as_mut()
+            .context("QEMU's monitor is not connected")?;
+        qmp.event(name, limit).map_err(|error| self.explain(error))
     }
 
     /// Ends QEMU in order, as an operator does who stops the machine without asking the guest.
