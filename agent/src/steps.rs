@@ -68,6 +68,13 @@ mod deadly {
         "reset.told",
         "reset.answered",
         "reset.recorded",
+        // A VMM is to take it, or to give it up.
+        "plug.recorded",
+        "plug.answered",
+        "plug.done",
+        "unplug.recorded",
+        "unplug.answered",
+        "unplug.done",
         // It goes.
         "delete.recorded",
         "delete.terminated",

@@ -167,7 +167,7 @@ impl AgentService for Service {
 }
 
 /// How long processes may take to end, as a caller says it.
-fn patience(asked: &ProtoDuration) -> Result<Duration, Status> {
+pub(super) fn patience(asked: &ProtoDuration) -> Result<Duration, Status> {
     duration(asked)
         .filter(|it| *it <= MAX_SHUT_DOWN)
         .ok_or_else(|| invalid_field("timeout", "must be from 0 s to 1 h"))

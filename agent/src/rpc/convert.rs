@@ -13,6 +13,7 @@ use tonic::codegen::http::HeaderMap;
 use uuid::Uuid;
 
 use super::limits;
+use super::plug;
 use super::status::invalid;
 use crate::clock;
 use crate::labels::{check_annotations, check_labels};
@@ -157,6 +158,7 @@ pub(super) fn record(
         traceparent,
         history: History::default(),
         undo: None,
+        attachment: None,
     })
 }
 
@@ -331,7 +333,7 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
             gid: it.gid,
             executable: it.executable.unwrap_or_default(),
         }),
-        attachment: None,
+        attachment: record.attachment.as_deref().map(plug::attachment),
         restart_count: view.restart_count,
         resets: Some(v1::ResetCounts {
             device_reset: resets.device_reset,

@@ -11,6 +11,7 @@ mod list;
 mod logs;
 mod model;
 mod mutation;
+mod plug;
 mod stats;
 mod status;
 mod stream;
@@ -188,17 +189,36 @@ impl DeviceService for Service {
         &self,
         request: Request<v1::PlugDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        mutation::open(request);
-        let instead = "ask the VMM itself: vfuctl cmdline prints what to tell it";
-        Err(unserved("PlugDevice", instead))
+        let request = mutation::open(request);
+        let id = device_id(&request.name)?;
+        let plug = plug::plug(id, &request)?;
+        let etag = request.etag;
+        let asked = (&etag, &request.vmm_device_id, &plug.vmm, &plug.wanted);
+        let call = call(&request.request_id, &("plug", asked))?;
+        let device = match request.validate_only {
+            true => self.supervisor.check_plug(id, &plug, &etag).await?,
+            false => self.supervisor.plug(id, plug, etag, call).await?,
+        };
+        Ok(Response::new(self.answer(device)))
     }
 
     async fn unplug_device(
         &self,
         request: Request<v1::UnplugDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        mutation::open(request);
-        Err(unserved("UnplugDevice", "ask the VMM itself"))
+        let request = mutation::open(request);
+        let id = device_id(&request.name)?;
+        let (method, patience) = plug::unplug(&request)?;
+        let etag = request.etag;
+        let call = call(&request.request_id, &("unplug", &etag, request.method))?;
+        let device = match request.validate_only {
+            true => self.supervisor.check_unplug(id, method, &etag)?,
+            false => {
+                let unplugged = self.supervisor.unplug(id, method, patience, etag, call);
+                unplugged.await?
+            }
+        };
+        Ok(Response::new(self.answer(device)))
     }
 
     async fn diagnose_device(

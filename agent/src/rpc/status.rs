@@ -11,7 +11,7 @@ use crate::chain::chain;
 use crate::changes::VersionError;
 use crate::schema::{Violation, quoted};
 use crate::supervisor::{Error, RefusalKind, StartError};
-use crate::{models, socket};
+use crate::{models, socket, vmm};
 
 const DOMAIN: &str = "vfu.dev";
 const DEVICE: &str = "vfu.dev/Device";
@@ -302,6 +302,16 @@ impl From<Error> for Status {
             Error::NoAnswer { id, .. } | Error::Ask { id, .. } | Error::Unconfirmed { id, .. } => {
                 about(id, "DEVICE_NO_ANSWER", Code::Unavailable)
             }
+            Error::AlreadyPlugged { id, .. } => {
+                about(id, "ALREADY_PLUGGED", Code::FailedPrecondition)
+            }
+            Error::NotPlugged { id, .. } => about(id, "NOT_PLUGGED", Code::FailedPrecondition),
+            Error::PlugEnded { id } => about(id, "UNPLUGGED_MEANWHILE", Code::Aborted),
+            Error::GuestLate { id, .. } => about(id, "GUEST_LATE", Code::DeadlineExceeded),
+            Error::Vmm { id, source } => {
+                let (reason, code) = of_vmm(source);
+                about(id, reason, code)
+            }
             Error::Start { id, failure } => return start(Some(id), failure),
             Error::NotDurable { id, source, .. } => {
                 about(id, source.reason(), storage_code(source.reason()))
@@ -318,6 +328,21 @@ impl From<Error> for Status {
             }
         };
         Self::with_error_details(code, message, details)
+    }
+}
+
+/// What a VMM's refusal is to programs.
+fn of_vmm(error: &vmm::Error) -> (&'static str, Code) {
+    match error {
+        vmm::Error::Unreachable { .. } => ("VMM_UNREACHABLE", Code::FailedPrecondition),
+        vmm::Error::Stranger { .. } => ("VMM_NOT_UNDERSTOOD", Code::FailedPrecondition),
+        vmm::Error::TooOld { .. } => ("VMM_TOO_OLD", Code::FailedPrecondition),
+        vmm::Error::NoPlace { .. } => ("NO_FREE_SLOT", Code::FailedPrecondition),
+        vmm::Error::Refused { .. } => ("VMM_REFUSED", Code::FailedPrecondition),
+        vmm::Error::GuestRefused { .. } => ("GUEST_REFUSED_UNPLUG", Code::FailedPrecondition),
+        vmm::Error::Late { .. } => ("GUEST_LATE", Code::DeadlineExceeded),
+        vmm::Error::Unanswered { .. } => ("VMM_NO_ANSWER", Code::Unavailable),
+        vmm::Error::Gone { .. } => ("VMM_GONE", Code::FailedPrecondition),
     }
 }
 

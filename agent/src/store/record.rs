@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::limits::Limits;
+use crate::vmm::{Endpoint, Placed, Wanted};
 
 /// A device as its caller wants it, and what identifies it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,35 @@ pub(crate) struct Record {
     /// While a change waits for the process to agree: how it was when the process last had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) undo: Option<Box<Previous>>,
+    /// The VMM that it is given to, or was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) attachment: Option<Box<Attachment>>,
+}
+
+/// A device's place in a VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attachment {
+    pub(crate) stage: Stage,
+    pub(crate) vmm: Endpoint,
+    /// Its name there.
+    pub(crate) vmm_device_id: String,
+    pub(crate) wanted: Wanted,
+    /// Where it is, once the VMM has taken it.
+    pub(crate) placed: Placed,
+    pub(crate) create_time: SystemTime,
+    /// Since when `stage` holds.
+    pub(crate) update_time: SystemTime,
+}
+
+/// How far a device is between a VMM and none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stage {
+    /// The VMM is to take it.
+    Plugging,
+    /// The VMM has it.
+    Plugged,
+    /// The VMM is to give it up.
+    Unplugging,
 }
 
 /// What a record goes back to when the process refuses what was made of it since.

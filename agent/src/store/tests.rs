@@ -32,6 +32,7 @@ pub(crate) fn record(id: &str) -> Record {
         traceparent: None,
         history: History::default(),
         undo: None,
+        attachment: None,
     }
 }
 

@@ -1,14 +1,19 @@
 //! What is asked of one device, through the task that owns it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::plug::{Method, Plug};
 use super::request::{Request, Update};
 use super::update::UPDATE_TIMEOUT;
 use super::{DELETE_SLACK, Device, Error, Life, REPLY_TIMEOUT, Supervisor};
 use crate::store::Call;
+
+/// How long a VMM may take to be asked, and to take a device.
+const PLUG_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     /// Takes a device down and waits until nothing is left of it.
@@ -24,7 +29,10 @@ impl Supervisor {
             return Ok(());
         }
         let repeated = call.clone();
-        let patience = self.shared.config().timeouts.stop + DELETE_SLACK;
+        let mut patience = self.shared.config().timeouts.stop + DELETE_SLACK;
+        if self.get(id).is_ok_and(|it| it.record.attachment.is_some()) {
+            patience += PLUG_PATIENCE;
+        }
         let request = |reply| Request::Delete {
             etag,
             force,
@@ -98,6 +106,82 @@ impl Supervisor {
         })
         .await?;
         self.get(id)
+    }
+
+    /// Gives a device to a VMM, and waits until that has it.
+    pub(crate) async fn plug(
+        &self,
+        id: &str,
+        plug: Plug,
+        etag: String,
+        call: Option<Call>,
+    ) -> Result<Device, Error> {
+        let plug = Box::new(plug);
+        self.ask(id, PLUG_PATIENCE, |reply| Request::Plug {
+            plug,
+            etag,
+            call,
+            reply,
+        })
+        .await?;
+        self.get(id)
+    }
+
+    /// Takes a device from its VMM, and waits until that has let go. The guest has `patience`.
+    pub(crate) async fn unplug(
+        &self,
+        id: &str,
+        method: Method,
+        patience: Duration,
+        etag: String,
+        call: Option<Call>,
+    ) -> Result<Device, Error> {
+        let request = |reply| Request::Unplug {
+            method,
+            patience,
+            etag,
+            call,
+            reply,
+        };
+        // The way to the VMM takes time of its own; the client is waited for by itself.
+        let slack = match method {
+            Method::Vmm => PLUG_PATIENCE,
+            Method::ClientRequest => Duration::ZERO,
+        };
+        match self.ask(id, patience + slack, request).await {
+            Err(Error::NoAnswer { id, .. }) => Err(Error::GuestLate { id, patience }),
+            answer => answer,
+        }?;
+        self.get(id)
+    }
+
+    /// Whether a device could be given to a VMM now.
+    pub(crate) async fn check_plug(
+        &self,
+        id: &str,
+        plug: &Plug,
+        etag: &str,
+    ) -> Result<Device, Error> {
+        let device = self.get(id)?;
+        device.check_plug(plug, etag)?;
+        let source = match self.shared.vmms.open(&plug.vmm).await {
+            Ok(_) => return Ok(device),
+            Err(error) => Arc::new(error),
+        };
+        let id = id.to_owned();
+        Err(Error::Vmm { id, source })
+    }
+
+    /// Whether a device could be taken from its VMM now.
+    pub(crate) fn check_unplug(
+        &self,
+        id: &str,
+        method: Method,
+        etag: &str,
+    ) -> Result<Device, Error> {
+        let device = self.get(id)?;
+        device.check_unplug(method, etag)?;
+        Ok(device)
     }
 
     /// Changes a device. Goes on when the caller does not wait any more.

@@ -20,6 +20,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::child::{Exit, Process};
 use super::control::{self, Control, Message, Resets, Service};
 use super::error::{Error, StartError};
+use super::plug::Place;
 use super::release::Release;
 use super::request::{Request, Reset, Restart};
 use super::rundir::RunDir;
@@ -78,6 +79,7 @@ pub(super) struct Task {
     pub(super) next_request: u64,
     pub(super) deleters: Vec<oneshot::Sender<Result<(), Error>>>,
     pub(super) restart: Restart,
+    pub(super) place: Place,
 }
 
 impl Task {
@@ -122,6 +124,7 @@ impl Task {
             next_request: 0,
             deleters: Vec::new(),
             restart: Restart::default(),
+            place: Place::default(),
         };
         (task, receiver)
     }
@@ -157,6 +160,7 @@ impl Task {
                 message = receive(self.control.as_ref()) => self.hear(message).await,
                 exit = exited(self.process.as_mut()) => self.ended(exit).await,
                 turn = turn(self.shared.clone()), if self.waits_for_turn => self.start(turn).await,
+                news = self.place.news() => self.place_news(news).await,
                 () = until(deadline) => self.event(Event::Tick).await,
                 () = tokio::time::sleep(RECONNECT), if reconnect => {
                     self.control = Control::connect(&self.dir.control()).ok();
@@ -295,6 +299,7 @@ impl Task {
                     steps::reached("start.ready");
                 }
                 let client = status.client.filter(|_| connected);
+                let is_left = self.view.client.is_some() && client.is_none();
                 if self.view.client != client {
                     match &client {
                         Some(client) => {
@@ -312,6 +317,9 @@ impl Task {
                 self.view.client = client;
                 self.view.resets = status.resets;
                 self.event(Event::Status { connected }).await;
+                if is_left {
+                    self.client_left().await;
+                }
             }
             Ok(Message::Failed(refusal)) => self.refusal = Some(refusal),
             Ok(Message::Reply {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use super::child::Exit;
 use super::control::{Client, Refusal};
+use crate::store::{Attachment, Stage};
+use crate::vmm::{self, Endpoint};
 use crate::{models, socket, store};
 
 /// Why a request about a device can't be met.
@@ -81,6 +83,31 @@ pub(crate) enum Error {
         client: Option<Client>,
         message: String,
     },
+    #[error(
+        "device {id} is {} {}, as {}; unplug it there first", words(attachment.stage), place(&attachment.vmm),
+        attachment.vmm_device_id
+    )]
+    AlreadyPlugged {
+        id: String,
+        attachment: Box<Attachment>,
+    },
+    #[error(
+        "device {id} was given to {} by somebody else: take it away there, or use method CLIENT_REQUEST (vfuctl: --method \
+         client-request)", user(client.as_ref())
+    )]
+    NotPlugged { id: String, client: Option<Client> },
+    #[error("device {id}")]
+    Vmm {
+        id: String,
+        #[source]
+        source: Arc<vmm::Error>,
+    },
+    #[error("device {id} was unplugged before it was plugged")]
+    PlugEnded { id: String },
+    #[error(
+        "device {id}: its guest has not let go of it within {patience:?}; it works on, and may be let go of later"
+    )]
+    GuestLate { id: String, patience: Duration },
     #[error("{limit}: {why}")]
     Unenforceable { limit: &'static str, why: String },
     #[error("device {id} did not answer within {patience:?}")]
@@ -147,6 +174,18 @@ fn in_use(connected: &[String]) -> String {
     match connected.len().checked_sub(NAMED) {
         None | Some(0) => format!("clients are connected to {named}"),
         Some(more) => format!("clients are connected to {named} and {more} more"),
+    }
+}
+
+fn place(vmm: &Endpoint) -> String {
+    format!("the VMM at {}", vmm.path().display())
+}
+
+fn words(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Plugging => "on its way into",
+        Stage::Plugged => "in",
+        Stage::Unplugging => "on its way out of",
     }
 }
 

@@ -69,8 +69,9 @@ impl Task {
                 self.act(Action::Spawn).await;
             }
         }
+        self.find_place();
         if self.record.delete_time.is_some() {
-            self.event(Event::Delete).await;
+            self.begin_to_leave().await;
         } else if self.shared.drain.is_shut_down() {
             self.event(Event::Rest).await;
         }

@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::device::Task;
 use super::error::Error;
+use super::state::Event;
 use crate::chain::chain;
 use crate::events::Severity;
 use crate::store::{Call, Record};
@@ -29,6 +30,7 @@ impl Task {
         }
         self.record.check_etag(etag)?;
         self.check_use(force).await?;
+        self.check_place(force)?;
         if self.record.delete_time.is_none() {
             let delete_time = Some(clock::now_after(self.record.create_time));
             let record = Record {
@@ -45,6 +47,13 @@ impl Task {
             self.view.delete_time = delete_time;
         }
         Ok(())
+    }
+
+    /// The device goes: its VMM has to let go of it first, if it is in one.
+    pub(super) async fn begin_to_leave(&mut self) {
+        if !self.leave_vmm_for_good().await {
+            self.event(Event::Delete).await;
+        }
     }
 
     /// Removes all that is left of the device: first what others see, then the record, so that an

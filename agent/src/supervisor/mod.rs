@@ -3,6 +3,7 @@
 //! One task owns one device (`device.rs`), decides by a pure function (`state.rs`), takes requests
 //! by mpsc and shows how it is by watch. The set knows each task by those two ends.
 
+mod attach;
 pub(crate) mod backoff;
 mod birth;
 mod calls;
@@ -18,6 +19,7 @@ mod find;
 mod history;
 mod leave;
 mod log;
+mod plug;
 mod release;
 mod request;
 mod reset;
@@ -46,6 +48,7 @@ use self::device::{Begin, Task};
 use self::drain::Drain;
 pub(crate) use self::error::{Error, StartError};
 pub(crate) use self::fd::watch as watch_fd;
+pub(crate) use self::plug::{Method, Plug};
 use self::request::Request;
 pub(crate) use self::request::Update;
 use self::rundir::RunDir;
@@ -57,6 +60,7 @@ use crate::events::Events;
 use crate::models::Models;
 use crate::steps;
 use crate::store::{Contents, Record, Store};
+use crate::vmm::Vmms;
 
 /// How long a device process may take to answer a request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) cgroups: Cgroups,
     store: Store,
     pub(crate) drain: Drain,
+    pub(crate) vmms: Vmms,
     starts: Arc<Semaphore>,
     /// Device processes that may be starting at once.
     pub(crate) start_limit: usize,
@@ -242,6 +247,7 @@ impl Supervisor {
             events: Events::open(&settings.state_dir),
             store,
             drain,
+            vmms: Vmms::new(shutdown.clone()),
             starts: Arc::new(Semaphore::new(starting)),
             start_limit: starting,
             devices: Mutex::default(),
@@ -376,6 +382,7 @@ impl Supervisor {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no holder panics"));
         if timeout(REPLY_TIMEOUT, async {
             while tasks.join_next().await.is_some() {}
+            self.shared.vmms.join().await;
         })
         .await
         .is_err()

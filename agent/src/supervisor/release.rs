@@ -46,7 +46,6 @@ impl Release {
 
 impl Task {
     /// Has the process ask its client to let go of the device. Answers when it has done so.
-    #[expect(dead_code, reason = "UnplugDevice is to call it")]
     pub(super) async fn ask_for_release(&mut self) -> Result<Asked, Error> {
         let id = self.record.id.clone();
         let (Phase::Serving { .. }, Some(control)) = (self.state.phase, &self.control) else {

@@ -2,11 +2,13 @@
 //! process, another configuration, its end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::error::Error;
+use super::plug::{Method, Plug};
 use crate::change::Change;
 use crate::clock;
 use crate::models::Catalogue;
@@ -37,6 +39,20 @@ pub(super) enum Request {
     LookAtDrain,
     Update {
         update: Box<Update>,
+        reply: Reply,
+    },
+    Plug {
+        plug: Box<Plug>,
+        etag: String,
+        call: Option<Call>,
+        reply: Reply,
+    },
+    Unplug {
+        method: Method,
+        /// How long the guest has.
+        patience: Duration,
+        etag: String,
+        call: Option<Call>,
         reply: Reply,
     },
     Delete {

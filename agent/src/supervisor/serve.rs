@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::control::{self, Message};
 use super::device::{Task, receive};
 use super::error::Error;
+use super::plug::Method;
 use super::request::Request;
 use super::state::Event;
 use super::view::Life;
@@ -34,6 +35,22 @@ impl Task {
                 // A caller that went away does not want the answer.
                 let _ = reply.send(answer);
             }
+            Request::Plug {
+                plug,
+                etag,
+                call,
+                reply,
+            } => self.plug(*plug, &etag, call, reply).await,
+            Request::Unplug {
+                method,
+                patience,
+                etag,
+                call,
+                reply,
+            } => match method {
+                Method::Vmm => self.unplug(patience, &etag, call, reply).await,
+                Method::ClientRequest => self.release(&etag, call, reply).await,
+            },
             Request::Delete {
                 etag,
                 force,
@@ -42,7 +59,7 @@ impl Task {
             } => match self.delete(&etag, force, call).await {
                 Ok(()) => {
                     self.deleters.push(reply);
-                    self.event(Event::Delete).await;
+                    self.begin_to_leave().await;
                 }
                 Err(error) => {
                     let _ = reply.send(Err(error));

@@ -1,6 +1,7 @@
 //! The agent through its API, with real device processes: what it makes, what it refuses and why, and what outlives it.
 
 mod life;
+mod plug;
 mod repeated;
 mod requests;
 mod rest;

@@ -1,0 +1,162 @@
+//! Devices go into a running VMM and out of it.
+
+use proto::v1::{
+    Attachment, PlugDeviceRequest, UnplugDeviceRequest, Vmm, attachment,
+    unplug_device_request::Method, vmm::Endpoint,
+};
+use tests::{Guest, guest::Builder, require};
+
+use super::*;
+
+/// A VMM with two root ports that nothing is on, and a QMP socket for the agent. Its guest never begins.
+fn machine(host: &Host) -> Builder {
+    let qmp = qmp_path(host);
+    let mut builder = Guest::builder()
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", qmp.display()));
+    for number in 0..2 {
+        builder = builder.arg("-device").arg(format!(
+            "pcie-root-port,id=port{number},chassis={number},slot={number}"
+        ));
+    }
+    builder
+}
+
+fn qmp_path(host: &Host) -> PathBuf {
+    host.path("vm-qmp.sock")
+}
+
+fn plug(host: &Host, id: &str) -> PlugDeviceRequest {
+    PlugDeviceRequest {
+        name: format!("devices/{id}"),
+        vmm: Some(Vmm {
+            endpoint: Some(Endpoint::QmpSocketPath(
+                qmp_path(host).display().to_string(),
+            )),
+            ..Vmm::default()
+        }),
+        ..PlugDeviceRequest::default()
+    }
+}
+
+fn unplug(id: &str) -> UnplugDeviceRequest {
+    UnplugDeviceRequest {
+        name: format!("devices/{id}"),
+        ..UnplugDeviceRequest::default()
+    }
+}
+
+fn attached(device: &Device) -> Option<&Attachment> {
+    device.status.as_ref()?.attachment.as_ref()
+}
+
+fn is_plugged(device: &Device) -> bool {
+    attached(device).is_some_and(|it| it.state() == attachment::State::Plugged)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_goes_into_a_running_vmm_and_out_again() {
+    require!(Qemu);
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    let mut guest = tokio::task::block_in_place(|| machine(&host).boot()).unwrap();
+
+    let plugged = devices.plug_device(plug(&host, "nic0")).await;
+    let plugged = plugged.unwrap().into_inner();
+    assert!(is_plugged(&plugged), "{plugged:#?}");
+    let place = attached(&plugged).unwrap();
+    assert_eq!(place.vmm_device_id, "nic0");
+    assert_eq!(place.bus, "port0");
+    assert!(place.address.ends_with(":00.0"), "{place:?}");
+    wait_for(&mut devices, "nic0", "its client", |it| {
+        state(it) == State::Connected
+    })
+    .await;
+    // Once more is as good, another VMM is not.
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    let mut other = plug(&host, "nic0");
+    other.vmm_device_id = "other".to_owned();
+    let refused = devices.plug_device(other).await.unwrap_err();
+    assert_eq!(reason(&refused), "ALREADY_PLUGGED");
+    let refused = devices.delete_device(deletion("nic0")).await.unwrap_err();
+    assert_eq!(reason(&refused), "CLIENT_CONNECTED");
+
+    let unplugged = devices.unplug_device(unplug("nic0")).await;
+    let unplugged = unplugged.unwrap().into_inner();
+    assert_eq!(attached(&unplugged), None);
+    wait_for(&mut devices, "nic0", "without a client", |it| {
+        state(it) == State::Ready
+    })
+    .await;
+    devices.unplug_device(unplug("nic0")).await.unwrap();
+    let there = guest.qmp("query-pci", serde_json::json!({})).unwrap();
+    assert!(!there.to_string().contains("nic0"), "{there}");
+    devices.delete_device(deletion("nic0")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_given_a_device_away_by_other_means_is_told_so() {
+    require!(Qemu);
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    let socket = device.status.unwrap().socket_path;
+    let guest = tokio::task::block_in_place(|| machine(&host).nic(socket).boot()).unwrap();
+    wait_for(&mut devices, "nic0", "its client", |it| {
+        state(it) == State::Connected
+    })
+    .await;
+    let refused = devices.plug_device(plug(&host, "nic0")).await.unwrap_err();
+    assert_eq!(reason(&refused), "CLIENT_CONNECTED");
+    let refused = devices.unplug_device(unplug("nic0")).await.unwrap_err();
+    assert_eq!(reason(&refused), "NOT_PLUGGED");
+    let mut request = unplug("nic0");
+    request.set_method(Method::ClientRequest);
+    let refused = devices.unplug_device(request).await.unwrap_err();
+    assert_eq!(reason(&refused), "CLIENT_TAKES_NO_REQUEST");
+    guest.kill().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_vmm_dies_is_ready_again() {
+    require!(Qemu);
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    let guest = tokio::task::block_in_place(|| machine(&host).boot()).unwrap();
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    guest.kill().unwrap();
+    wait_for(&mut devices, "nic0", "ready again", |it| {
+        state(it) == State::Ready && attached(it).is_none()
+    })
+    .await;
+    let refused = devices.plug_device(plug(&host, "nic0")).await.unwrap_err();
+    assert_eq!(reason(&refused), "VMM_UNREACHABLE");
+    wait_for(&mut devices, "nic0", "in no VMM", |it| {
+        attached(it).is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_is_followed_by_one_that_knows_the_vmm() {
+    require!(Qemu);
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    let guest = tokio::task::block_in_place(|| machine(&host).boot()).unwrap();
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    host.end_agent(Signal::SIGKILL);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    wait_for(&mut devices, "nic0", "plugged", is_plugged).await;
+    devices.unplug_device(unplug("nic0")).await.unwrap();
+    // What is deleted by force leaves its VMM first.
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    let mut request = deletion("nic0");
+    request.force = true;
+    devices.delete_device(request).await.unwrap();
+    host.assert_empty().await;
+    guest.kill().unwrap();
+}
