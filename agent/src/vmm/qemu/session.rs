@@ -32,7 +32,7 @@ use crate::supervisor::backoff;
 /// Commands that wait to be sent.
 const QUEUE: usize = 16;
 
-/// A connection that held this long is a new beginning for the pauses between attempts.
+/// A connection that held this long is looked for at once when it is lost.
 const STABLE: Duration = Duration::from_secs(30);
 
 /// The way to the task. It ends when this is dropped.
@@ -154,15 +154,19 @@ struct Task {
 
 impl Task {
     async fn run(mut self, mut connection: Connection) {
-        let mut attempts = 0;
+        let mut short_count = 0;
         loop {
             let begun = Instant::now();
             let why = self.serve(connection).await;
             info!(why, "connection to QEMU lost");
             if begun.elapsed() > STABLE {
-                attempts = 0;
+                short_count = 0;
+            } else {
+                // One that lets in and throws out must not be asked all the time.
+                short_count += 1;
+                tokio::time::sleep(backoff::pause(short_count, 0)).await;
             }
-            let Some(found) = self.find_again(&mut attempts).await else {
+            let Some(found) = self.find_again().await else {
                 info!("QEMU is gone");
                 // Who waits finds it so.
                 self.feed.gone();
@@ -246,24 +250,22 @@ impl Task {
     }
 
     /// Connects to the same QEMU again; nothing when it is no more.
-    async fn find_again(&mut self, attempts: &mut usize) -> Option<Connection> {
+    async fn find_again(&mut self) -> Option<Connection> {
+        let mut failures = 0;
         loop {
             match Connection::open(&self.path).await {
                 Ok(connection) if self.identity.may_be(&connection.identity) => {
                     info!("connected to QEMU again");
-                    *attempts += 1;
-                    // One that lets in and throws out must not be asked all the time.
-                    tokio::time::sleep(backoff::pause(*attempts, 0)).await;
                     return Some(connection);
                 }
                 Ok(_) => return None,
                 Err(error) if self.identity.is_disproved_by(&error) => return None,
                 Err(error) => {
-                    *attempts += 1;
-                    warn!(error = chain(&error), attempts, "connect to QEMU again");
+                    failures += 1;
+                    warn!(error = chain(&error), failures, "connect to QEMU again");
+                    tokio::time::sleep(backoff::pause(failures, 0)).await;
                 }
             }
-            tokio::time::sleep(backoff::pause(*attempts, 0)).await;
         }
     }
 }

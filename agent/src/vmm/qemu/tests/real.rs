@@ -2,16 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::image::Image;
 use tests::{Device, command, require};
-use tokio::sync::watch;
 
-use super::super::super::{Endpoint, Error, Event, Placed, Plug, Vm, Vmms, Wanted};
-
-/// How long anything here may take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+use super::{LIMIT, ask, endpoint, next, plug, vmms};
+use crate::vmm::{Endpoint, Error, Event, Placed};
 
 /// Four ports, of which one takes nothing and one has a bridge with a card behind it.
 const PORTS: &str = "-device pcie-root-port,id=rp0,chassis=1 -device pcie-root-port,id=rp1,chassis=2 \
@@ -51,9 +48,7 @@ impl Qemu {
     }
 
     fn endpoint(&self) -> Endpoint {
-        Endpoint::Qmp {
-            socket: self.socket(),
-        }
+        endpoint(&self.socket())
     }
 
     fn pid(&self) -> i32 {
@@ -73,34 +68,18 @@ impl Drop for Qemu {
     }
 }
 
-fn vmms() -> (watch::Sender<bool>, Vmms) {
-    let (stop, stopping) = watch::channel(false);
-    (stop, Vmms::new(stopping))
+/// Whether somebody listens there, found out without a connection, of which QEMU takes one.
+fn listens(socket: &Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"00010000") && fields.get(7).map(Path::new) == Some(socket)
+    })
 }
 
 fn e1000() -> Device {
     let config = r#"{"net": {"null": {}}}"#;
     Device::start(Device::dir().unwrap(), "e1000", config).unwrap()
-}
-
-fn plug(socket: &Path, id: &str, bus: &str, slot: &str) -> Plug {
-    Plug {
-        device_socket: socket.to_owned(),
-        id: id.to_owned(),
-        wanted: Wanted {
-            bus: bus.to_owned(),
-            slot: slot.to_owned(),
-            pci_segment: None,
-        },
-        client: None,
-    }
-}
-
-/// Asks QEMU for what the driver does not.
-async fn command(vm: &Vm, operation: &'static str) {
-    let super::super::super::Driver::Qemu(qemu) = &*vm.driver;
-    let answer = qemu.session.ask(operation, serde_json::Value::Null, LIMIT);
-    answer.await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -188,6 +167,147 @@ async fn a_device_is_plugged_in_and_out_of_a_machine_that_has_stopped() {
     vm.unplug("nic0", LIMIT).await.unwrap();
     assert_eq!(vm.find("nic0").await.unwrap(), None);
     let id = "nic0".to_owned();
-    assert_eq!(events.next().await, Some(Event::Unplugged { id }));
+    assert_eq!(next(&mut events).await, Event::Unplugged { id });
     vm.unplug("nic0", LIMIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_device_stays_while_nobody_in_the_guest_lets_go_and_leaves_with_a_reset() {
+    require!(Qemu);
+    let qemu = Qemu::start("pc,memory-backend=memory", SHARED);
+    let device = e1000();
+    let (_stop, vmms) = vmms();
+    let vm = vmms.open(&qemu.endpoint()).await.unwrap();
+    let wish = plug(&device.socket(), "nic0", "pci.0", "9");
+    let placed = vm.plug(&wish).await.unwrap();
+    // The first bus has its number always.
+    assert_eq!((&*placed.bus, &*placed.address), ("pci.0", "0000:00:09.0"));
+    let error = vm.unplug("nic0", Duration::from_secs(2)).await.unwrap_err();
+    assert!(matches!(error, Error::Late { .. }), "{error:?}");
+    assert!(vm.find("nic0").await.unwrap().is_some());
+    let mut events = vm.events();
+    ask(&vm, "system_reset", LIMIT).await.unwrap();
+    while next(&mut events).await
+        != (Event::Unplugged {
+            id: "nic0".to_owned(),
+        })
+    {}
+    assert_eq!(vm.find("nic0").await.unwrap(), None);
+    vm.unplug("nic0", LIMIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_device_behind_a_port_has_an_address_once_the_firmware_has_run() {
+    require!(Qemu);
+    let machine = "q35,memory-backend=memory";
+    let qemu = Qemu::start(machine, &format!("{SHARED} {PORTS}"));
+    let device = e1000();
+    let (_stop, vmms) = vmms();
+    let vm = vmms.open(&qemu.endpoint()).await.unwrap();
+    let wish = plug(&device.socket(), "nic0", "rp3", "");
+    assert_eq!(vm.plug(&wish).await.unwrap().address, "");
+    ask(&vm, "cont", LIMIT).await.unwrap();
+    let deadline = Instant::now() + LIMIT;
+    let address = loop {
+        let found = vm.find("nic0").await.unwrap().unwrap();
+        if !found.placed.address.is_empty() {
+            break found.placed.address;
+        }
+        assert!(Instant::now() < deadline, "no address yet");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    // The fourth port, behind whose second one a bridge has one more bus.
+    assert_eq!(address, "0000:05:00.0");
+    assert_eq!(vm.facts().await.unwrap().run_state, "running");
+    // Before its device, which its firmware may be reading.
+    drop(qemu);
+}
+
+#[tokio::test]
+async fn a_place_that_qemu_has_not_is_refused_before_the_device_is_asked() {
+    require!(Qemu);
+    let qemu = Qemu::start("q35,memory-backend=memory", &format!("{SHARED} {PORTS}"));
+    let (_stop, vmms) = vmms();
+    let vm = vmms.open(&qemu.endpoint()).await.unwrap();
+    let nowhere = PathBuf::from("/nonexistent/vfio-user.sock");
+    for (bus, slot) in [
+        ("pcie.0", ""),
+        ("fixed", ""),
+        ("rp1", ""),
+        ("rp0", "5"),
+        ("rp9", ""),
+        ("bridge", "7"),
+    ] {
+        let error = vm
+            .plug(&plug(&nowhere, "nic0", bus, slot))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::NoPlace { .. }), "{bus}: {error:?}");
+        assert!(
+            error.to_string().contains("free are `rp0`, `rp3`"),
+            "{error}"
+        );
+    }
+    // A device that does not answer is told by QEMU, which has nothing then.
+    let error = vm.plug(&plug(&nowhere, "nic0", "", "")).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains("/nonexistent/vfio-user.sock"),
+        "{error}"
+    );
+    assert_eq!(vm.find("nic0").await.unwrap(), None);
+    let error = vm.plug(&plug(&nowhere, "card", "", "")).await.unwrap_err();
+    assert!(
+        error.to_string().contains("is the name of a e1000"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn two_that_are_plugged_in_at_once_get_a_place_each_and_a_third_none() {
+    require!(Qemu);
+    let ports = "-device pcie-root-port,id=rp0,chassis=1 -device pcie-root-port,id=rp1,chassis=2";
+    let qemu = Qemu::start("q35,memory-backend=memory", &format!("{SHARED} {ports}"));
+    let devices = [e1000(), e1000(), e1000()];
+    let (_stop, vmms) = vmms();
+    let vm = vmms.open(&qemu.endpoint()).await.unwrap();
+    let wishes = [0, 1].map(|at| plug(&devices[at].socket(), &format!("nic{at}"), "", ""));
+    let (one, other) = tokio::join!(vm.plug(&wishes[0]), vm.plug(&wishes[1]));
+    let mut buses = [one.unwrap().bus, other.unwrap().bus];
+    buses.sort();
+    assert_eq!(buses, ["rp0", "rp1"]);
+    let error = vm
+        .plug(&plug(&devices[2].socket(), "nic2", "", ""))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::NoPlace { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_killed_is_gone() {
+    require!(Qemu);
+    let mut qemu = Qemu::start("q35", "");
+    let (_stop, vmms) = vmms();
+    let vm = vmms.open(&qemu.endpoint()).await.unwrap();
+    let mut events = vm.events();
+    qemu.kill();
+    while next(&mut events).await != Event::Gone {}
+    let error = vm.facts().await.unwrap_err();
+    assert!(matches!(error, Error::Gone { .. }), "{error:?}");
+    let error = vmms.open(&qemu.endpoint()).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_qemu_that_talks_to_another_program_is_told_so() {
+    require!(Qemu);
+    let qemu = Qemu::start("q35", "");
+    let _other = std::os::unix::net::UnixStream::connect(qemu.socket()).unwrap();
+    let (_stop, vmms) = vmms();
+    let error = vmms.open(&qemu.endpoint()).await.unwrap_err();
+    assert!(matches!(error, Error::Stranger { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains("another program is connected"),
+        "{error}"
+    );
 }
