@@ -242,8 +242,9 @@ fn what_is_no_vfio_user_server_is_named_by_what_it_is() -> Result<()> {
     Ok(())
 }
 
-/// Answers as a PCI device does that takes and gives at most 64 bytes of data in a message.
-fn small_messages(mut stream: UnixStream) {
+/// Answers as a PCI device does whose configuration space is read by registers, and otherwise not. It takes the rest of a
+/// request that it does not know for another one, as a server in the field does.
+fn registers_only(mut stream: UnixStream) {
     let words = |words: &[u32]| words.iter().flat_map(|it| it.to_le_bytes()).collect();
     let mut header = [0; 16];
     while stream.read_exact(&mut header).is_ok() {
@@ -261,27 +262,33 @@ fn small_messages(mut stream: UnixStream) {
                 Some(words(&[32, 3, index, 0, size, 0, 0, 0]))
             }
             7 => Some(words(&[16, 1, word(&request, 8), 0])),
-            9 if word(&request, 12) <= 64 => {
+            9 if word(&request, 12) <= 4 => {
                 let count = word(&request, 12) as usize;
                 let data = (0..count).map(|at| request[0].wrapping_add(at as u8));
                 Some(request.iter().copied().chain(data).collect())
             }
             _ => None,
         };
-        // A reply, or one that refuses with ENOTSUP.
-        let (flags, error) = if reply.is_some() { (1, 0) } else { (0x21, 95) };
-        let reply = reply.unwrap_or_default();
-        let head: Vec<u8> = words(&[16 + reply.len() as u32, flags, error]);
-        let message = [&header[..4], &head, &reply].concat();
+        // A reply, or one that refuses with ENOTSUP, followed by another to what it took for a request.
+        let message = match reply {
+            Some(reply) => {
+                let head: Vec<u8> = words(&[16 + reply.len() as u32, 1, 0]);
+                [&header[..4], &head, &reply].concat()
+            }
+            None => {
+                let head: Vec<u8> = words(&[16, 0x21, 95]);
+                [&header[..4], &head, &request[..4], &head].concat()
+            }
+        };
         stream.write_all(&message).unwrap();
     }
 }
 
 #[test]
-fn a_server_of_small_messages_is_read_in_pieces() -> Result<()> {
+fn a_server_that_knows_registers_only_is_read_by_registers() -> Result<()> {
     let dir = Device::dir()?;
-    let path = dir.path().join("small");
-    serve(&path, small_messages);
+    let path = dir.path().join("registers");
+    serve(&path, registers_only);
     let output = probe(&["--json"], &path)?;
     ensure!(output.status.success(), "{}", output.stderr);
     let report: Value = serde_json::from_str(&output.stdout)?;

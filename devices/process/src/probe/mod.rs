@@ -26,8 +26,8 @@ use crate::{args::Probe, failure::Failure};
 const CONFIG_REGION: u32 = 7;
 /// More indexes than any device has; a server that claims more is asked for these.
 const MAX_INDEXES: u32 = 64;
-/// Less data in one message than any server takes; one that claims less is asked for this.
-const MIN_TRANSFER_BYTES: usize = 64;
+/// As much of configuration space at once as a guest's processor reads. Some servers know no more, and one dies of it.
+const REGISTER_BYTES: usize = 4;
 /// Configuration space of PCI Express.
 const MAX_SPACE_BYTES: u64 = 4096;
 
@@ -84,18 +84,23 @@ fn describe(client: &mut Client, args: &Probe, deadline: Instant) -> Result<Repo
     let mut function = None;
     if info.pci && size > 0 {
         let mut bytes = vec![0; size as usize];
-        let at_once = client.client.negotiated().max_transfer_bytes();
-        let at_once = at_once.max(MIN_TRANSFER_BYTES);
-        for (at, part) in (0..).step_by(at_once).zip(bytes.chunks_mut(at_once)) {
+        for (at, part) in (0..)
+            .step_by(REGISTER_BYTES)
+            .zip(bytes.chunks_mut(REGISTER_BYTES))
+        {
             client.get().region_read(CONFIG_REGION, at, part)?;
         }
         function = Space::new(&bytes).map(|space| space.function(&regions));
     }
-    let migration = allowed(client.get().migration_flags())?;
-    let logging = client
-        .get()
-        .feature_probe(Feature::DMA_LOGGING_START, Method::Set);
-    let dma_logging = allowed(logging)?.is_some();
+    let migration = feature(client.get().migration_flags())?;
+    let dma_logging = match migration {
+        Some(_) => {
+            let start = Feature::DMA_LOGGING_START;
+            feature(client.get().feature_probe(start, Method::Set))?.is_some()
+        }
+        // It serves migration and nothing else.
+        None => false,
+    };
     Ok(Report {
         socket: args.socket.clone(),
         protocol: Protocol::new(client.client.negotiated()),
@@ -127,6 +132,15 @@ fn allowed<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
         Ok(value) => Ok(Some(value)),
         Err(Error::Refused { .. }) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// The same for features, which are asked last: a server that knows none of them may take the rest of the question for
+/// another message, and answer that too.
+fn feature<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match allowed(result) {
+        Err(Error::Protocol(_) | Error::Closed) => Ok(None),
+        other => other,
     }
 }
 
