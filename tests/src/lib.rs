@@ -17,6 +17,7 @@ pub mod peer;
 pub mod python;
 pub mod require;
 pub mod traffic;
+pub mod vmm;
 
 pub use agent::Agent;
 pub use device::Device;
@@ -25,3 +26,4 @@ pub use image::Image;
 pub use netns::Netns;
 pub use peer::Peer;
 pub use python::Python;
+pub use vmm::Vmm;
