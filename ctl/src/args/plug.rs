@@ -40,7 +40,7 @@ pub(crate) struct Plug {
 #[command(after_help = "\
 Examples:
   vfuctl unplug nic0
-  vfuctl unplug nic0 --method client-request      the device itself asks a QEMU that nobody plugged it into")]
+  vfuctl unplug nic0 --method client-request      the device itself asks its client, which must listen")]
 pub(crate) struct Unplug {
     /// Ids of devices
     #[arg(value_name = "ID", required = true)]
@@ -165,7 +165,7 @@ impl Place {
 pub(crate) enum Method {
     /// The VMM that `vfuctl plug` gave it to
     Vmm,
-    /// Whoever uses the device, by the VFIO request interrupt, on which QEMU unplugs it by itself
+    /// Whoever uses the device, by the VFIO request interrupt; QEMU up to 11.1 does not listen for that
     ClientRequest,
 }
 
