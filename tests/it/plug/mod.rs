@@ -3,6 +3,7 @@
 //! The guest is Linux on QEMU's `q35`, which has two ways to hot-plug: by ACPI, its own choice, where a card goes as soon as
 //! the guest has let go; and PCI Express native, where Linux waits five seconds before it does, as after a button's press.
 
+mod api;
 mod monitor;
 
 use std::{net::TcpListener, path::Path, time::Duration};
@@ -105,4 +106,15 @@ fn has_no_card(guest: &mut Guest) -> Result<()> {
     let cards = guest.sh("cat /sys/bus/pci/devices/*/class")?;
     ensure!(!cards.contains("0x020000"), "{cards}");
     Ok(())
+}
+
+/// Whether this QEMU connects the interrupt by which it is asked for a card: whether its `vfio-user-pci` has the property by
+/// which its `vfio-pci` is told to.
+fn listens_for_requests(guest: &mut Guest) -> Result<bool> {
+    let properties = guest.qmp(
+        "device-list-properties",
+        json!({"typename": "vfio-user-pci"}),
+    )?;
+    let mut properties = properties.as_array().context("a list")?.iter();
+    Ok(properties.any(|property| property["name"] == "x-req"))
 }

@@ -63,10 +63,8 @@ fn plug(guest: &mut Guest, socket: &Path, port: &str) -> Result<()> {
 fn a_card_comes_and_goes_by_acpi() -> Result<()> {
     require!(Qemu, Tap);
     let mut bench = Bench::new(machine(Way::Acpi))?;
-    for count in 0..50 {
-        let port = format!("port{}", count % 2);
-        let stay = bench.cycle(&port);
-        stay.with_context(|| format!("stay {count}, on {port}"))?;
+    for port in ["port0", "port1", "port0"] {
+        bench.cycle(port).with_context(|| port.to_owned())?;
     }
     bench.plug("port0")?;
     bench.cable.meet(&mut bench.guest)?;
@@ -126,7 +124,6 @@ fn a_card_whose_vmm_is_killed_goes_to_the_next_one() -> Result<()> {
     bench.cycle("port1")
 }
 
-/// QEMU listens for requests if its `vfio-user-pci` has the property by which its `vfio-pci` is told to.
 #[test]
 fn a_vmm_is_asked_for_the_card() -> Result<()> {
     require!(Qemu);
@@ -134,10 +131,7 @@ fn a_vmm_is_asked_for_the_card() -> Result<()> {
     let mut guest = machine(Way::Acpi).boot()?;
     plug(&mut guest, &device.socket(), "port0")?;
     wait_for_card(&mut guest)?;
-    let ask = json!({"typename": "vfio-user-pci"});
-    let properties = guest.qmp("device-list-properties", ask)?;
-    let mut properties = properties.as_array().context("a list")?.iter();
-    let listens = properties.any(|property| property["name"] == "x-req");
+    let listens = listens_for_requests(&mut guest)?;
     let asked = control.ask("request-release");
     if listens {
         ensure!(asked.is_ok(), "{asked:?}");
