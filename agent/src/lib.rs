@@ -19,6 +19,7 @@ mod models;
 mod mutable;
 mod patience;
 mod plain;
+mod preflight;
 mod rpc;
 mod schema;
 mod socket;

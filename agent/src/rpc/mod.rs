@@ -12,6 +12,7 @@ mod logs;
 mod model;
 mod mutation;
 mod plug;
+mod preflight;
 mod stats;
 mod status;
 mod stream;
@@ -31,7 +32,6 @@ use tonic::{Request, Response, Status};
 
 use self::convert::device_id;
 pub(crate) use self::layer::Calls;
-use self::status::unserved;
 use self::stream::Streams;
 pub(crate) use self::wire::encode;
 use crate::clock;
@@ -196,8 +196,16 @@ impl DeviceService for Service {
         let asked = (&etag, &request.vmm_device_id, &plug.vmm, &plug.wanted);
         let call = call(&request.request_id, &("plug", asked))?;
         let device = match request.validate_only {
-            true => self.supervisor.check_plug(id, &plug, &etag).await?,
-            false => self.supervisor.plug(id, plug, etag, call).await?,
+            true => {
+                let device = self.supervisor.check_plug(id, &plug, &etag)?;
+                preflight::check(self, &device, &plug, None).await?;
+                device
+            }
+            false => {
+                let device = self.supervisor.get(id)?;
+                preflight::check(self, &device, &plug, call.as_ref()).await?;
+                self.supervisor.plug(id, plug, etag, call).await?
+            }
         };
         Ok(Response::new(self.answer(device)))
     }
@@ -223,10 +231,10 @@ impl DeviceService for Service {
 
     async fn diagnose_device(
         &self,
-        _: Request<v1::DiagnoseDeviceRequest>,
+        request: Request<v1::DiagnoseDeviceRequest>,
     ) -> Result<Response<v1::DiagnoseDeviceResponse>, Status> {
-        let instead = "vfuctl get and vfuctl probe show a device and its socket";
-        Err(unserved("DiagnoseDevice", instead))
+        let found = preflight::diagnose(self, request.into_inner()).await?;
+        Ok(Response::new(found))
     }
 
     type WatchDevicesStream = BoxStream<v1::WatchDevicesResponse>;

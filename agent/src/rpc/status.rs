@@ -9,6 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use crate::access::{Denied, Peer};
 use crate::chain::chain;
 use crate::changes::VersionError;
+use crate::preflight::Finding;
 use crate::schema::{Violation, quoted};
 use crate::supervisor::{Error, RefusalKind, StartError};
 use crate::{models, socket, vmm};
@@ -71,12 +72,30 @@ pub(super) fn invalid_field(field: &str, description: impl Into<String>) -> Stat
     invalid(vec![Violation::new(field, description)])
 }
 
-/// An RPC that this agent does not serve yet.
-pub(super) fn unserved(rpc: &str, instead: &str) -> Status {
-    let message = format!("{rpc} is not served by this version of the agent; {instead}");
-    let metadata = HashMap::from([("rpc".to_owned(), rpc.to_owned())]);
-    let details = ErrorDetails::with_error_info("UNSERVED", DOMAIN, metadata);
-    Status::with_error_details(Code::Unimplemented, message, details)
+/// A VMM that can't take the device, for these reasons.
+pub(super) fn unfit(id: &str, mut findings: Vec<Finding>) -> Status {
+    let more = findings.len().saturating_sub(MAX_VIOLATIONS);
+    findings.truncate(MAX_VIOLATIONS);
+    let told = |it: &Finding| format!("{}; {}", it.message, it.cure);
+    // The first of them is nearest to the cause: without a VMM there is no memory to be shared.
+    let reason = findings.first().map_or("VMM_REFUSED", |it| it.code);
+    let mut details = ErrorDetails::with_error_info(
+        reason,
+        DOMAIN,
+        HashMap::from([("device".to_owned(), id.to_owned())]),
+    );
+    for finding in &findings {
+        let subject = bounded(finding.subject.clone(), MAX_FIELD_BYTES);
+        let told = bounded(told(finding), MAX_DESCRIPTION_BYTES);
+        details.add_precondition_failure_violation(finding.code, subject, told);
+    }
+    let count = match findings.len() + more {
+        1 => "1 check has".to_owned(),
+        count => format!("{count} checks have"),
+    };
+    let message =
+        format!("the VMM can't take devices/{id}: {count} failed; DiagnoseDevice shows all");
+    Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 
 /// A caller that may not do this.

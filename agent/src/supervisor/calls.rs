@@ -1,6 +1,5 @@
 //! What is asked of one device, through the task that owns it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -9,7 +8,7 @@ use tokio::time::timeout;
 use super::plug::{Method, Plug};
 use super::request::{Request, Update};
 use super::update::UPDATE_TIMEOUT;
-use super::{DELETE_SLACK, Device, Error, Life, REPLY_TIMEOUT, Supervisor};
+use super::{DELETE_SLACK, Device, Error, Handle, Life, REPLY_TIMEOUT, Supervisor};
 use crate::store::Call;
 
 /// How long a VMM may take to be asked, and to take a device.
@@ -155,21 +154,26 @@ impl Supervisor {
         self.get(id)
     }
 
-    /// Whether a device could be given to a VMM now.
-    pub(crate) async fn check_plug(
-        &self,
-        id: &str,
-        plug: &Plug,
-        etag: &str,
-    ) -> Result<Device, Error> {
+    /// Whether a device could be given to a VMM now, for all that is known of the device.
+    pub(crate) fn check_plug(&self, id: &str, plug: &Plug, etag: &str) -> Result<Device, Error> {
         let device = self.get(id)?;
         device.check_plug(plug, etag)?;
-        let source = match self.shared.vmms.open(&plug.vmm).await {
-            Ok(_) => return Ok(device),
-            Err(error) => Arc::new(error),
+        Ok(device)
+    }
+
+    /// The ids of devices but for `except` that are plugged into this VMM under this name.
+    pub(crate) fn attached(&self, plug: &Plug, except: Option<&str>) -> Vec<String> {
+        let devices = self.shared.devices();
+        let others = devices.iter().filter(|(id, _)| Some(&***id) != except);
+        let is_there = |handle: &Handle| {
+            let device = handle.device.borrow();
+            let attachment = device.record.attachment.as_deref();
+            attachment.is_some_and(|it| plug.is(it))
         };
-        let id = id.to_owned();
-        Err(Error::Vmm { id, source })
+        others
+            .filter(|(_, handle)| is_there(handle))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     /// Whether a device could be taken from its VMM now.

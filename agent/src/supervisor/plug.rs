@@ -47,7 +47,8 @@ pub(crate) struct Plug {
 }
 
 impl Plug {
-    fn is(&self, attachment: &Attachment) -> bool {
+    /// Whether this is where it is.
+    pub(super) fn is(&self, attachment: &Attachment) -> bool {
         self.vmm == attachment.vmm && self.vmm_device_id == attachment.vmm_device_id
     }
 }

@@ -117,7 +117,7 @@ impl Update {
 
 impl Record {
     /// Whether this call has been met already. The same request id with other content is an error.
-    pub(super) fn has_met(&self, call: Option<&Call>) -> Result<bool, Error> {
+    pub(crate) fn has_met(&self, call: Option<&Call>) -> Result<bool, Error> {
         let met = call.map(|call| call.is_among(&self.calls)).transpose();
         met.map(Option::unwrap_or_default)
             .map_err(|earlier| Error::RequestReused {

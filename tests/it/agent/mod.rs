@@ -1,5 +1,6 @@
 //! The agent through its API, with real device processes: what it makes, what it refuses and why, and what outlives it.
 
+mod doctor;
 mod life;
 mod plug;
 mod repeated;
@@ -27,8 +28,8 @@ use nix::{
 use prost_types::{Struct, Value, value::Kind};
 use proto::v1::{
     CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceSpec, GetAgentRequest,
-    GetDeviceRequest, GetModelRequest, ListDevicesRequest, ListModelsRequest, PlugDeviceRequest,
-    ResetDeviceRequest, SocketSpec, agent_service_client::AgentServiceClient,
+    GetDeviceRequest, GetModelRequest, ListDevicesRequest, ListModelsRequest, ResetDeviceRequest,
+    SocketSpec, agent_service_client::AgentServiceClient,
     device_service_client::DeviceServiceClient, device_spec::RestartPolicy, device_status::State,
     model_service_client::ModelServiceClient,
 };

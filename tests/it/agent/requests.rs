@@ -317,20 +317,6 @@ async fn the_largest_of_requests_have_answers_that_callers_can_take() {
 }
 
 #[tokio::test]
-async fn what_is_not_served_says_so_and_what_to_do() {
-    let host = Host::start().await;
-    let mut devices = host.devices().await;
-    let error = devices.plug_device(PlugDeviceRequest::default()).await;
-    let error = error.unwrap_err();
-    assert_eq!(
-        (error.code(), &*reason(&error)),
-        (Code::Unimplemented, "UNSERVED")
-    );
-    assert!(error.message().contains("PlugDevice"), "{error}");
-    host.assert_empty().await;
-}
-
-#[tokio::test]
 async fn models_and_the_agent_describe_themselves() {
     let host = Host::start().await;
     let mut models = ModelServiceClient::new(host.channel().await);
