@@ -25,7 +25,9 @@ use tokio::task::JoinSet;
 mod error;
 mod events;
 mod facts;
+mod identity;
 mod qemu;
+mod said;
 
 pub(crate) use error::Error;
 pub(crate) use events::{Event, Events};

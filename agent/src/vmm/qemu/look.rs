@@ -8,10 +8,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::super::said;
 use super::super::{Bus, Error, Facts, Found, Memory, Placed};
 use super::buses::{self, Object, Objects, Properties};
 use super::connection::stranger;
-use super::wire::{self, PERIPHERAL};
+use super::wire::PERIPHERAL;
 use super::{DRIVER, NEEDED, Qemu, is_id};
 
 /// All answers that make up the facts.
@@ -124,8 +125,8 @@ impl Qemu {
             version_needed: (!is_new).then(|| NEEDED.to_string()),
             takes_vfio_user: !kinds.is_empty(),
             owner: self.session.owner,
-            machine: wire::text(machine.strip_suffix("-machine").unwrap_or(&machine)),
-            run_state: wire::text(&status),
+            machine: said::text(machine.strip_suffix("-machine").unwrap_or(&machine)),
+            run_state: said::text(&status),
             memory: self.memory().await?,
             buses,
             devices,
@@ -143,7 +144,7 @@ impl Qemu {
         let memory = all.into_iter().filter(|it| !has_main || is_main(it));
         Ok(memory
             .map(|it| Memory {
-                id: it.id.as_deref().map(wire::text).unwrap_or_default(),
+                id: it.id.as_deref().map(said::text).unwrap_or_default(),
                 size_bytes: it.size,
                 is_shared: it.share,
             })
@@ -175,7 +176,7 @@ impl Qemu {
         Ok(match item {
             Some(item) if is_ours(&item) => Named::Ours,
             Some(item) => match buses::inner(&item.kind) {
-                Some(("child", kind)) => Named::Other(wire::text(kind)),
+                Some(("child", kind)) => Named::Other(said::text(kind)),
                 // A property of the container itself.
                 _ => Named::Nothing,
             },
@@ -197,7 +198,7 @@ impl Qemu {
         // Behind a bridge that has no number yet QEMU shows nothing.
         let address = devices.find_map(|device| device.find(id));
         Ok(Placed {
-            bus: wire::text(buses::name(&bus)),
+            bus: said::text(buses::name(&bus)),
             address: address.unwrap_or_default(),
         })
     }
@@ -269,7 +270,7 @@ impl Qemu {
             Ok(told) => told,
             Err(refusal) if refusal.is_missing() => return Ok(None),
             Err(refusal) => {
-                let message = wire::text(&refusal.desc);
+                let message = said::text(&refusal.desc);
                 return Err(Error::Refused { operation, message });
             }
         };
@@ -290,7 +291,7 @@ impl Qemu {
         let told = self.ask(operation, arguments).await?;
         let told = told.map_err(|refusal| Error::Refused {
             operation,
-            message: wire::text(&refusal.desc),
+            message: said::text(&refusal.desc),
         })?;
         self.understand(operation, told)
     }
@@ -301,7 +302,7 @@ impl Qemu {
         told: Value,
     ) -> Result<T, Error> {
         serde_json::from_value(told).map_err(|error| {
-            let error = wire::text(&error.to_string());
+            let error = said::text(&error.to_string());
             let why = format!("its answer to {operation} is none: {error}");
             stranger(self.session.path(), why)
         })

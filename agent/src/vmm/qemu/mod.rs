@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::events::Receiver;
+use super::said;
 use super::{Error, Event, Placed, Plug};
 
 mod buses;
@@ -101,7 +102,7 @@ impl Qemu {
         let id = &plug.id;
         if !is_id(id) {
             let why = "is no name for a device: it takes a letter, then letters, digits, `-`, `.` and `_`";
-            return Err(refused(format!("`{}` {why}", wire::text(id))));
+            return Err(refused(format!("`{}` {why}", said::text(id))));
         }
         let _placing = self.placing.lock().await;
         match self.named(id).await? {
@@ -127,7 +128,7 @@ impl Qemu {
             "addr": slot,
         });
         let added = self.session.ask("device_add", arguments, ADDITION).await?;
-        added.map_err(|refusal| refused(wire::text(&refusal.desc)))?;
+        added.map_err(|refusal| refused(said::text(&refusal.desc)))?;
         self.placed(id).await
     }
 
@@ -147,7 +148,7 @@ impl Qemu {
                 Named::Nothing => return Ok(()),
                 Named::Ours => {}
                 Named::Other(kind) => {
-                    let why = format!("`{}` is a {kind} and no device of ours", wire::text(id));
+                    let why = format!("`{}` is a {kind} and no device of ours", said::text(id));
                     return Err(refused(why));
                 }
             }
@@ -164,7 +165,7 @@ impl Qemu {
                 // Look again whether it is there.
                 Err(refusal) if refusal.is_missing() => continue,
                 Err(refusal) if is_under_way(&refusal.desc) => is_asked = true,
-                Err(refusal) => return Err(refused(wire::text(&refusal.desc))),
+                Err(refusal) => return Err(refused(said::text(&refusal.desc))),
             }
             let until = (Instant::now() + pause).min(deadline);
             pause = (pause * 2).min(REPEAT_LONGEST);

@@ -23,8 +23,10 @@ use tokio_stream::StreamExt;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::super::events::{Event, Feed, Receiver};
+use super::super::identity::Identity;
+use super::super::said;
 use super::super::{Error, Owner};
-use super::connection::{Connection, Identity, end_of_lines};
+use super::connection::{Connection, end_of_lines};
 use super::wire::{self, Message, Refusal, Version};
 use crate::chain::chain;
 use crate::supervisor::backoff;
@@ -192,7 +194,7 @@ impl Task {
                 line = lines.next() => match line {
                     Some(Ok(line)) => match serde_json::from_str::<Message>(&line) {
                         Ok(message) => self.hear(message),
-                        Err(_) => return format!("it says `{}`", wire::text(&line)),
+                        Err(_) => return format!("it says `{}`", said::text(&line)),
                     },
                     end => return end_of_lines(end.and_then(Result::err)),
                 },
@@ -221,7 +223,7 @@ impl Task {
 
     fn hear(&mut self, message: Message) {
         if let Some(event) = &message.event {
-            let device = message.data.device_id().map(wire::text);
+            let device = message.data.device_id().map(said::text);
             let event = match (event.as_str(), device) {
                 ("DEVICE_DELETED", Some(id)) => Event::Unplugged { id },
                 ("DEVICE_UNPLUG_GUEST_ERROR", Some(id)) => Event::GuestRefused {

@@ -3,9 +3,6 @@
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-/// How much of what a VMM says is passed on to people.
-const MAX_TEXT_CHARS: usize = 1000;
-
 /// A line of QEMU's.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Message {
@@ -91,16 +88,6 @@ pub(super) fn command(operation: &str, arguments: &Value, id: u64) -> Vec<u8> {
     line
 }
 
-/// What a VMM said, short enough for a message and without what would spoil a terminal.
-pub(super) fn text(said: &str) -> String {
-    let clean = |it: char| if it.is_control() { ' ' } else { it };
-    let mut text: String = said.chars().take(MAX_TEXT_CHARS).map(clean).collect();
-    if text.len() < said.len() {
-        text.push_str("...");
-    }
-    text
-}
-
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }
@@ -151,12 +138,5 @@ mod tests {
         assert!(version(10, 1, 0) < version(10, 1, 1));
         assert!(version(9, 2, 50) < version(10, 1, 1));
         assert!(version(11, 0, 0) > version(10, 1, 1));
-    }
-
-    #[test]
-    fn what_is_passed_on_is_short_and_plain() {
-        assert_eq!(text("a\x1b[2Jb\nc"), "a [2Jb c");
-        let long = text(&"é".repeat(5000));
-        assert_eq!(long.chars().count(), MAX_TEXT_CHARS + 3);
     }
 }

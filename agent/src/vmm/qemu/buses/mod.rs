@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::super::said;
 use super::super::{Bus, Error, Wanted};
-use super::wire::{self, PERIPHERAL};
+use super::wire::PERIPHERAL;
 
 /// QEMU's types of PCI buses.
 const BUS_TYPES: [&str; 6] = [
@@ -183,15 +184,15 @@ fn describe(objects: &Objects, path: &str, bus: &Object) -> Bus {
         .slots()
         .filter(|slot| !is_full && !taken.contains(slot));
     Bus {
-        name: wire::text(name(path)),
-        kind: owner.map(|it| wire::text(&it.kind)).unwrap_or_default(),
+        name: said::text(name(path)),
+        kind: owner.map(|it| said::text(&it.kind)).unwrap_or_default(),
         // A bus that neither ACPI nor its own bridge or port serves has a handler all the same, which refuses.
         is_hotpluggable: bus.is_acpi || (handles_itself && allowed),
         free_slots: free.map(|slot| format!("{slot:x}")).collect(),
         devices: devices
             .map(|(path, device)| match path.strip_prefix(PERIPHERAL) {
-                Some(id) => wire::text(id),
-                None => device.map(|it| wire::text(&it.kind)).unwrap_or_default(),
+                Some(id) => said::text(id),
+                None => device.map(|it| said::text(&it.kind)).unwrap_or_default(),
             })
             .collect(),
     }
@@ -212,7 +213,7 @@ pub(super) fn choose(buses: &[Bus], wanted: &Wanted) -> Result<(String, String),
     let slot = match wanted.slot.as_str() {
         "" => None,
         text => Some(slot(text).ok_or_else(|| Error::NoPlace {
-            why: format!("`{}` is no slot", wire::text(text)),
+            why: format!("`{}` is no slot", said::text(text)),
             cure:
                 "name one as QEMU does: hexadecimal from 0 to 1f, as `5`, `1f` or `5.0`".to_owned(),
         })?),
@@ -231,7 +232,7 @@ pub(super) fn choose(buses: &[Bus], wanted: &Wanted) -> Result<(String, String),
         });
     }
     let bus = (buses.iter().find(|bus| bus.name == wanted.bus))
-        .ok_or_else(|| no_place(format!("there is no bus `{}`", wire::text(&wanted.bus))))?;
+        .ok_or_else(|| no_place(format!("there is no bus `{}`", said::text(&wanted.bus))))?;
     fits(bus).ok_or_else(|| {
         let Bus { name, kind, .. } = bus;
         no_place(if !bus.is_hotpluggable {
