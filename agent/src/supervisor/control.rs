@@ -1,13 +1,14 @@
 //! The agent's side of a device process's control socket: one JSON object per packet.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
+    connect, recv, recvmsg, send, setsockopt, socket, sockopt::PassCred,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
@@ -196,6 +197,8 @@ impl Control {
     pub(crate) fn connect(path: &Path) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        // Before there is anybody to send: a message has its sender from when it was sent.
+        setsockopt(&fd, PassCred, &true)?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         Ok(Self::new(fd::watch(fd)?))
     }
@@ -207,19 +210,34 @@ impl Control {
 
     /// The next message; an error of kind `UnexpectedEof` when there is none to come. Cancel safe.
     pub(crate) async fn receive(&self) -> io::Result<Message> {
+        let read = |fd, buffer: &mut [u8]| Ok((recv(fd, buffer, MsgFlags::empty())?, ()));
+        Ok(self.read(read).await?.0)
+    }
+
+    /// The same, and the pid of the process that has sent it. The kernel says so, and not the process; who is connected is
+    /// of no use for that, which is the agent that has made the socket. Cancel safe.
+    pub(crate) async fn receive_from(&self) -> io::Result<(Message, Option<i32>)> {
+        self.read(read_from).await
+    }
+
+    async fn read<T>(
+        &self,
+        read: impl Fn(RawFd, &mut [u8]) -> io::Result<(usize, T)>,
+    ) -> io::Result<(Message, T)> {
         self.pace.wait().await;
         loop {
             let mut ready = self.fd.readable().await?;
             // The buffer is made when there is something to read, so that idle devices have none.
             let received = ready.try_io(|fd| {
                 let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-                let received = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+                let (received, rest) = read(fd.as_raw_fd(), &mut buffer)?;
                 buffer.truncate(received);
-                Ok(buffer)
+                Ok((buffer, rest))
             });
             if let Ok(message) = received {
                 self.pace.count();
-                return parse(&message?);
+                let (message, rest) = message?;
+                return Ok((parse(&message)?, rest));
             }
         }
     }
@@ -249,6 +267,20 @@ impl Control {
         send(self.fd.get_ref().as_raw_fd(), &bytes, flags)?;
         Ok(())
     }
+}
+
+/// One packet, and the pid of its sender. There is room for nothing else that may come with it, such as fds.
+fn read_from(fd: RawFd, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>)> {
+    let mut space = nix::cmsg_space!(UnixCredentials);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received = recvmsg::<()>(fd, &mut parts, Some(&mut space), MsgFlags::empty())?;
+    let sender = received.cmsgs().ok().and_then(|mut messages| {
+        messages.find_map(|message| match message {
+            ControlMessageOwned::ScmCredentials(sender) => Some(sender.pid()),
+            _ => None,
+        })
+    });
+    Ok((received.bytes, sender))
 }
 
 fn parse(bytes: &[u8]) -> io::Result<Message> {

@@ -121,7 +121,8 @@ pub(super) async fn spawn(
     })
 }
 
-/// Finds the process that an earlier agent started, and ends it when it does not answer.
+/// Finds the process that an earlier agent started, and ends it when it does not answer. Who answers has to be that process:
+/// any other can have the same command line.
 pub(super) async fn adopt(
     dir: &RunDir,
     manifest: &Manifest,
@@ -131,12 +132,17 @@ pub(super) async fn adopt(
     let mut process = manifest.pid.and_then(|it| Process::find(it, &argument));
     if let Ok(control) = Control::connect(&dir.control()) {
         steps::reached("adopt.connected");
-        let status = timeout(patience, first_status(&control)).await;
+        let answer = timeout(patience, first_status(&control)).await;
         steps::reached("adopt.answered");
+        let (status, sender) = answer.ok().flatten().unzip();
+        let sender = sender.flatten();
         // That agent may have died before it wrote the pid down.
-        process = process.or_else(|| Process::search(&argument));
-        if let Ok(Some(status)) = status
-            && let Some(process) = process.take()
+        process = process.or_else(|| match sender {
+            Some(pid) => Process::find(pid, &argument),
+            None => Process::search(&argument),
+        });
+        if let Some(status) = status
+            && let Some(process) = process.take_if(|it| Some(it.pid()) == sender)
         {
             let running = Running {
                 process,
@@ -156,12 +162,71 @@ pub(super) async fn adopt(
     None
 }
 
-async fn first_status(control: &Control) -> Option<Status> {
+/// How the device is, and which process says so.
+async fn first_status(control: &Control) -> Option<(Status, Option<i32>)> {
     loop {
-        match control.receive().await {
-            Ok(Message::Status(status)) => return Some(status),
+        match control.receive_from().await {
+            Ok((Message::Status(status), sender)) => return Some((status, sender)),
             Ok(_) => {}
             Err(_) => return None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::process::{Child, Command};
+
+    use nix::sys::socket::{MsgFlags, accept, send};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A process with this argument on its command line, which does nothing.
+    fn idle(argument: &str) -> Child {
+        let mut command = Command::new("/bin/sh");
+        let script = "while :; do sleep 0.05; done";
+        command.args(["-c", script, "sh", argument]);
+        command.spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_answers_for_another_process_is_not_adopted_for_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(parent.path(), "nic0");
+        let mut manifest = Manifest {
+            uid: "u".to_owned(),
+            model: "e1000".to_owned(),
+            pid: None,
+            start_time: None,
+            restart_count: 0,
+            boot_id: "b".to_owned(),
+        };
+        dir.create(&manifest, &serde_json::json!({})).unwrap();
+        let listener =
+            socket::bind(&dir.control(), SockType::SeqPacket, &SocketSpec::default()).unwrap();
+        let mut process = idle(&dir.config_argument());
+        let pid = i32::try_from(process.id()).unwrap();
+        // What it says of itself is not what counts.
+        let status = format!(r#"{{"type":"status","pid":{pid},"state":"listening"}}"#);
+        let answers = std::thread::spawn(move || {
+            let peers = [(); 2].map(|()| {
+                let peer = accept(listener.as_raw_fd()).unwrap();
+                send(peer, status.as_bytes(), MsgFlags::MSG_NOSIGNAL).unwrap();
+                peer
+            });
+            (listener, peers)
+        });
+        // Without a word of an earlier agent about the pid it is neither adopted nor ended: it has not answered.
+        assert!(adopt(&dir, &manifest, LONG).await.is_none());
+        assert_eq!(process.try_wait().unwrap(), None);
+        // With it, it is the device's, and does not do its work.
+        manifest.pid = Some(pid);
+        assert!(adopt(&dir, &manifest, LONG).await.is_none());
+        let ended = std::os::unix::process::ExitStatusExt::signal(&process.wait().unwrap());
+        assert_eq!(ended, Some(Signal::SIGKILL as i32));
+        answers.join().unwrap();
     }
 }
