@@ -19,6 +19,7 @@ mod migration;
 mod plug;
 mod probe;
 mod python;
+mod runtime;
 mod service;
 mod stats;
 mod update;

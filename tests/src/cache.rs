@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::command;
 
-/// How long a run waits for another run's set-up.
-const LOCK_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// How long a run waits for another run's set-up, which may be building a program.
+const LOCK_LIMIT: Duration = Duration::from_secs(70 * 60);
 
 /// The folder: `$VFU_CACHE`, else `$XDG_CACHE_HOME/vfu`, else `~/.cache/vfu`.
 #[derive(Debug, Clone)]

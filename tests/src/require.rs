@@ -1,7 +1,7 @@
 //! What a test needs of the machine, and what happens where it is missing.
 //!
 //! `require!(Qemu, Tap)` at the top of a test: where one is missing the test says so and passes, unless `VFU_REQUIRE`
-//! names it (`qemu,tap`, or `all`): then it fails.
+//! names it (`qemu,tap`, or `all`, or all but one: `all,-tap`): then it fails.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -9,7 +9,8 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::command;
-use crate::image::Image;
+use crate::image::{Image, QemuServer};
+use crate::published::USBVFIOD;
 use crate::python::Python;
 
 /// Something that not every machine has.
@@ -17,6 +18,10 @@ use crate::python::Python;
 pub enum Need {
     /// The virtual machine that `cargo xtask setup` makes.
     Qemu,
+    /// The QEMU that serves devices, which `cargo xtask qemu-server` makes.
+    QemuServer,
+    /// The program usbvfiod, which `cargo xtask setup` builds.
+    Usbvfiod,
     /// Python with gRPC, which `cargo xtask setup` makes.
     Python,
     /// To run as root.
@@ -29,6 +34,8 @@ impl Need {
     fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
+            Self::QemuServer => "qemu-server",
+            Self::Usbvfiod => "usbvfiod",
             Self::Python => "python",
             Self::Root => "root",
             Self::Tap => "tap",
@@ -42,6 +49,21 @@ impl Need {
                 Ok(Some(_)) => None,
                 Ok(None) => {
                     Some("no QEMU and guest in the cache; cargo xtask setup makes them".to_owned())
+                }
+                Err(error) => Some(format!("{error:#}")),
+            },
+            Self::QemuServer => match QemuServer::find() {
+                Ok(Some(_)) => None,
+                Ok(None) => Some(
+                    "no QEMU that serves devices in the cache; cargo xtask qemu-server builds it"
+                        .to_owned(),
+                ),
+                Err(error) => Some(format!("{error:#}")),
+            },
+            Self::Usbvfiod => match USBVFIOD.find() {
+                Ok(Some(_)) => None,
+                Ok(None) => {
+                    Some("no usbvfiod in the cache; cargo xtask setup builds it".to_owned())
                 }
                 Err(error) => Some(format!("{error:#}")),
             },
@@ -85,9 +107,8 @@ pub fn met(needs: &[Need]) -> bool {
         };
         let name = need.name();
         let required = std::env::var("VFU_REQUIRE").unwrap_or_default();
-        let named = required
-            .split(',')
-            .any(|word| word == "all" || word == name);
+        let has = |wanted: &str| required.split(',').any(|word| word == wanted);
+        let named = has(name) || has("all") && !has(&format!("-{name}"));
         assert!(
             !named,
             "VFU_REQUIRE names {name}, and it is missing: {reason}"

@@ -19,29 +19,28 @@ pub(super) const BACKPORTS: &str = "trixie-backports";
 /// hold the downloads of an earlier run that was cut short.
 pub(super) fn unpack(packages: &[&str], omitted: &[&str], work: &Path, root: &Path) -> Result<()> {
     let apt = Apt::new(work, omitted)?;
-    apt.update()?;
+    apt.update("deb", &[RELEASE, BACKPORTS])?;
+    apt.download(BACKPORTS, packages)?;
+    apt.extract(root)
+}
+
+/// The same for packages of the release itself, and the files of the source package `source` as they are, into `sources`.
+pub(super) fn unpack_with_source(
+    packages: &[&str],
+    source: &str,
+    work: &Path,
+    root: &Path,
+    sources: &Path,
+) -> Result<()> {
+    let apt = Apt::new(work, &[])?;
+    apt.update("deb deb-src", &[RELEASE])?;
+    apt.download(RELEASE, packages)?;
+    fs::create_dir_all(sources)?;
     run(apt
         .command("apt-get")
-        .args(["--yes", "--download-only", "-t", BACKPORTS, "install"])
-        .args(packages))?;
-
-    // The links that every merged-/usr system has and that some packages count on when they are unpacked.
-    for folder in ["bin", "sbin", "lib", "lib64"] {
-        fs::create_dir_all(root.join("usr").join(folder))?;
-        std::os::unix::fs::symlink(format!("usr/{folder}"), root.join(folder))?;
-    }
-    let mut archives: Vec<PathBuf> = fs::read_dir(apt.archives())?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
-    archives.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    archives.sort();
-    for archive in archives {
-        run(Command::new("dpkg-deb")
-            .arg("--extract")
-            .arg(archive)
-            .arg(root))?;
-    }
-    Ok(())
+        .current_dir(sources)
+        .args(["source", "--download-only", source]))?;
+    apt.extract(root)
 }
 
 /// An apt whose state, cache and sources are all under one folder of ours.
@@ -102,8 +101,37 @@ Acquire::Retries "3";
         command
     }
 
-    /// Fetches the indices from the first mirror that has the release, signed by Debian.
-    fn update(&self) -> Result<()> {
+    fn download(&self, suite: &str, packages: &[&str]) -> Result<()> {
+        run(self
+            .command("apt-get")
+            .args(["--yes", "--download-only", "-t", suite, "install"])
+            .args(packages))?;
+        Ok(())
+    }
+
+    /// Unpacks what was downloaded.
+    fn extract(&self, root: &Path) -> Result<()> {
+        // The links that every merged-/usr system has and that some packages count on when they are unpacked.
+        for folder in ["bin", "sbin", "lib", "lib64"] {
+            fs::create_dir_all(root.join("usr").join(folder))?;
+            std::os::unix::fs::symlink(format!("usr/{folder}"), root.join(folder))?;
+        }
+        let mut archives: Vec<PathBuf> = fs::read_dir(self.archives())?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<_>>()?;
+        archives.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        archives.sort();
+        for archive in archives {
+            run(Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(archive)
+                .arg(root))?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the indices of suites from the first mirror that has them, signed by Debian.
+    fn update(&self, types: &str, suites: &[&str]) -> Result<()> {
         let keyring = ["gpg", "pgp"]
             .map(|kind| PathBuf::from(format!("/usr/share/keyrings/debian-archive-keyring.{kind}")))
             .into_iter()
@@ -112,7 +140,8 @@ Acquire::Retries "3";
         let mut failures = String::new();
         for mirror in mirrors()? {
             let source = format!(
-                "Types: deb\nURIs: {mirror}\nSuites: {RELEASE} {BACKPORTS}\nComponents: main\nSigned-By: {}\n",
+                "Types: {types}\nURIs: {mirror}\nSuites: {}\nComponents: main\nSigned-By: {}\n",
+                suites.join(" "),
                 keyring.display()
             );
             fs::write(self.work.join("sources/vfu.sources"), source)?;

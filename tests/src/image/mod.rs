@@ -10,6 +10,7 @@ mod cpio;
 mod elf;
 mod libraries;
 mod modules;
+mod qemu_server;
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,6 +22,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+pub use self::qemu_server::QemuServer;
 use crate::cache::{self, Cache};
 use crate::command;
 

@@ -4,13 +4,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use tests::cache::Cache;
+use tests::QemuServer;
+use tests::published::CARGO_DENY;
 use tests::require;
 
 use crate::{cargo, setup, shown, step};
-
-const DENY: &str = "cargo-deny";
-const DENY_VERSION: &str = "0.20.2";
 
 enum Outcome {
     Passed,
@@ -84,13 +82,18 @@ impl Checks {
             .push((name, Outcome::Skipped(reason), Duration::ZERO));
     }
 
-    /// As root and in CI nothing that a test needs may be missing, else the tests that need it are skipped aloud.
+    /// As root and in CI nothing that set-up makes may be missing, else the tests that need it are skipped aloud. QEMU's
+    /// server takes long to build: who has built it wants its tests.
     fn tests(&mut self) -> Result<()> {
         let mut test = cargo()?;
         test.args(["test", "--workspace", "--no-fail-fast"]);
         if std::env::var_os("VFU_REQUIRE").is_none() {
             if require::is_root() || std::env::var_os("CI").is_some() {
-                test.env("VFU_REQUIRE", "all");
+                let required = match QemuServer::find()? {
+                    Some(_) => "all",
+                    None => "all,-qemu-server",
+                };
+                test.env("VFU_REQUIRE", required);
             } else {
                 eprintln!("\nnot root: tests with TAP devices are skipped");
             }
@@ -101,12 +104,15 @@ impl Checks {
 
     /// Licenses, bans and sources need no network; advisories need a database that may be out of reach.
     fn deny(&mut self) -> Result<()> {
-        let program = match deny_program() {
+        let program = match CARGO_DENY.prepare() {
             Ok(program) => program,
             Err(error) => {
                 eprintln!("{error:#}");
-                self.done
-                    .push((format!("{DENY} check"), Outcome::Failed, Duration::ZERO));
+                self.done.push((
+                    "cargo-deny check".to_owned(),
+                    Outcome::Failed,
+                    Duration::ZERO,
+                ));
                 return Ok(());
             }
         };
@@ -120,7 +126,7 @@ impl Checks {
             self.check(deny()?.args(["check", "--disable-fetch", "advisories"]));
         } else {
             let reason = "the advisory database can't be fetched".to_owned();
-            self.skip(format!("{DENY} check advisories"), reason);
+            self.skip("cargo-deny check advisories".to_owned(), reason);
         }
         Ok(())
     }
@@ -144,33 +150,4 @@ impl Checks {
         }
         Ok(())
     }
-}
-
-/// The pinned cargo-deny, built into the cache when it is not there: minutes, once.
-fn deny_program() -> Result<std::path::PathBuf> {
-    let cache = Cache::open()?;
-    // Outside what a killed run leaves behind, so that the next one goes on where it stopped.
-    let target = cache.dir().join(format!("build-{DENY}-{DENY_VERSION}"));
-    let folder = cache.stage(&format!("{DENY}-{DENY_VERSION}"), |folder| {
-        eprintln!("\nsetup: building {DENY} {DENY_VERSION}; this takes minutes, once");
-        let mut install = cargo()?;
-        install
-            .args([
-                "install",
-                "--quiet",
-                "--locked",
-                "--version",
-                DENY_VERSION,
-                DENY,
-            ])
-            .arg("--root")
-            .arg(folder)
-            .arg("--target-dir")
-            .arg(&target);
-        step(&mut install)
-    })?;
-    if target.exists() {
-        std::fs::remove_dir_all(&target)?;
-    }
-    Ok(folder.join("bin").join(DENY))
 }

@@ -34,6 +34,9 @@ enum Task {
     Test,
     /// Only the set-up: a QEMU and a guest in the cache folder, missing programs on the host
     Setup,
+    /// A QEMU that serves its own devices over vfio-user, into the cache folder: about ten minutes the first time. Prints
+    /// where it is
+    QemuServer,
     /// Measurements, beside what they are to be compared with
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Setup => setup::run().map(|_| ()),
+        Task::QemuServer => setup::qemu_server(),
         Task::Bench(bench) => bench::run(&bench),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::BenchServer(args) => bench::server::run(&args),

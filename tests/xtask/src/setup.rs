@@ -5,15 +5,25 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use tests::cache::Cache;
 use tests::command::{self, run as run_command};
-use tests::{Image, Python, require};
+use tests::published::USBVFIOD;
+use tests::{Image, Python, QemuServer, require};
 
 /// Makes everything.
 pub(crate) fn run() -> Result<Image> {
     program("ip", "iproute2")?;
     let image = Image::prepare()?;
     python();
+    USBVFIOD.prepare()?;
     eprintln!("setup: ready in {}", Cache::open()?.dir().display());
     Ok(image)
+}
+
+/// Builds the QEMU that serves devices, and prints where it is.
+pub(crate) fn qemu_server() -> Result<()> {
+    program("unshare", "util-linux")?;
+    let server = QemuServer::prepare()?;
+    println!("{}", server.program().display());
+    Ok(())
 }
 
 /// Makes a Python with gRPC. All else works without it, so that a host that can't have it is told so and goes on; the
