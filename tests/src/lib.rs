@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod cache;
 pub mod cgroup;
+pub mod cloud_hypervisor;
 pub mod command;
 pub mod device;
 pub mod guest;
@@ -22,6 +23,7 @@ pub mod traffic;
 pub mod vmm;
 
 pub use agent::Agent;
+pub use cloud_hypervisor::CloudHypervisor;
 pub use device::Device;
 pub use guest::Guest;
 pub use image::{Image, QemuServer};
