@@ -336,6 +336,9 @@ impl Task {
             let _ = reply.send(Ok(()));
         }
         if self.place.is_taken() {
+            if let Some(events) = &self.place.events {
+                events.vm().hint();
+            }
             self.attach_event(Event::Doubt).await;
         }
     }

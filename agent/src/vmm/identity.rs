@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tokio::net::UnixStream;
 
@@ -25,8 +26,8 @@ pub(super) struct Identity {
     path: PathBuf,
     /// The pid, and when the process with it began, in the kernel's ticks.
     process: Option<(i32, u64)>,
-    /// Device and inode of the socket.
-    socket: Option<(u64, u64)>,
+    /// Device and inode of the socket, and when it was made: the next one can have the same inode.
+    socket: Option<(u64, u64, Option<SystemTime>)>,
 }
 
 impl Identity {
@@ -37,7 +38,7 @@ impl Identity {
         Self {
             path: path.to_owned(),
             process,
-            socket: socket.map(|it| (it.dev(), it.ino())),
+            socket: socket.map(|it| (it.dev(), it.ino(), it.created().ok())),
         }
     }
 

@@ -12,7 +12,6 @@
 //! - [`Vm::find`] tells what is there now, for who does not know how an earlier call ended.
 //! - A `Vm` is one run of a VMM. Once that has ended every call is [`Error::Gone`], also when another VMM has come to the
 //!   same socket; [`Vmms::open`] gives that one.
-#![allow(dead_code, reason = "what of the supervisor uses it follows")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+mod cloud_hypervisor;
 mod error;
 mod events;
 mod facts;
@@ -29,6 +29,7 @@ mod identity;
 mod qemu;
 mod said;
 
+use cloud_hypervisor::CloudHypervisor;
 pub(crate) use error::Error;
 pub(crate) use events::{Event, Events};
 pub(crate) use facts::{Bus, Facts, Found, Memory, Owner};
@@ -119,12 +120,12 @@ impl Vmms {
                 let qemu = qemu::Qemu::open(socket, self.shutdown.clone(), tasks).await?;
                 Driver::Qemu(qemu)
             }
-            Endpoint::CloudHypervisor { socket, .. } => {
-                return Err(Error::Stranger {
-                    path: socket.clone(),
-                    expected: "cloud-hypervisor",
-                    why: "this agent has no driver for it".to_owned(),
-                });
+            Endpoint::CloudHypervisor { socket, events } => {
+                let tasks = |task| self.run(task);
+                let shutdown = self.shutdown.clone();
+                let events = events.as_deref();
+                let vmm = CloudHypervisor::open(socket, events, shutdown, tasks).await?;
+                Driver::CloudHypervisor(vmm)
             }
         };
         let driver = Arc::new(driver);
@@ -168,6 +169,7 @@ pub(crate) struct Vm {
 
 #[derive(Debug)]
 enum Driver {
+    CloudHypervisor(CloudHypervisor),
     Qemu(qemu::Qemu),
 }
 
@@ -175,6 +177,7 @@ impl Driver {
     /// Whether the VMM has ended, or the agent is about to.
     fn is_over(&self) -> bool {
         match self {
+            Self::CloudHypervisor(vmm) => vmm.is_over(),
             Self::Qemu(qemu) => qemu.is_over(),
         }
     }
@@ -184,6 +187,7 @@ impl Vm {
     /// What it is and has. Takes several questions, and changes nothing.
     pub(crate) async fn facts(&self) -> Result<Facts, Error> {
         match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.facts().await,
             Driver::Qemu(qemu) => qemu.facts().await,
         }
     }
@@ -191,6 +195,7 @@ impl Vm {
     /// The vfio-user device of this name.
     pub(crate) async fn find(&self, id: &str) -> Result<Option<Found>, Error> {
         match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.find(id).await,
             Driver::Qemu(qemu) => qemu.find(id).await,
         }
     }
@@ -198,6 +203,7 @@ impl Vm {
     /// Gives it a device. It goes on also when the caller does not wait: what has come of it tells [`Vm::find`].
     pub(crate) async fn plug(&self, plug: &Plug) -> Result<Placed, Error> {
         match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.plug(plug).await,
             Driver::Qemu(qemu) => qemu.plug(plug).await,
         }
     }
@@ -206,13 +212,24 @@ impl Vm {
     /// let go.
     pub(crate) async fn unplug(&self, id: &str, patience: Duration) -> Result<(), Error> {
         match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.unplug(id, patience).await,
             Driver::Qemu(qemu) => qemu.unplug(id, patience).await,
+        }
+    }
+
+    /// Tells it that something outside of it makes it worth to look whether it has let go of a device. Which VMM tells that
+    /// itself needs no hint.
+    pub(crate) fn hint(&self) {
+        match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.hint(),
+            Driver::Qemu(_) => {}
         }
     }
 
     /// What happens in it from now on.
     pub(crate) fn events(&self) -> Events {
         let receiver = match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.events(),
             Driver::Qemu(qemu) => qemu.events(),
         };
         Events::new(receiver, self.clone())

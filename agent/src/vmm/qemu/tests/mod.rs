@@ -41,7 +41,9 @@ fn plug(socket: &Path, id: &str, bus: &str, slot: &str) -> Plug {
 
 /// Asks what the driver itself does not.
 async fn ask(vm: &Vm, operation: &'static str, limit: Duration) -> Result<String, Error> {
-    let super::super::Driver::Qemu(qemu) = &*vm.driver;
+    let super::super::Driver::Qemu(qemu) = &*vm.driver else {
+        unreachable!("of a QEMU");
+    };
     let answer = qemu.session.ask(operation, serde_json::Value::Null, limit);
     Ok(match answer.await? {
         Ok(value) => value.to_string(),

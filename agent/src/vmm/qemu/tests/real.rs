@@ -1,6 +1,6 @@
 //! A real QEMU without an operating system in it: with `-S` its processor does not run at all.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -66,15 +66,6 @@ impl Drop for Qemu {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Whether somebody listens there, found out without a connection, of which QEMU takes one.
-fn listens(socket: &Path) -> bool {
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
-    sockets.lines().any(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        fields.get(3) == Some(&"00010000") && fields.get(7).map(Path::new) == Some(socket)
-    })
 }
 
 fn e1000() -> Device {
