@@ -396,10 +396,13 @@ impl Task {
         self.resets_lost();
         self.view.pid = None;
         self.view.start_time = None;
-        self.view.client = None;
+        let had_client = self.view.client.take().is_some();
         self.view.resets = Resets::default();
         let success = exit.success();
         self.event(Event::Ended { success }).await;
+        if had_client {
+            self.client_left().await;
+        }
     }
 
     /// What of the limits, or of the host, may have ended the process.

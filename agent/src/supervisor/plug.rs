@@ -29,6 +29,9 @@ use crate::{clock, steps};
 /// How long a guest has to let go of a device that is deleted by force, or that an earlier agent was unplugging.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the client may take to disconnect after its VMM has said that the device is out.
+const PARTING: Duration = Duration::from_secs(5);
+
 /// Who is asked to let go of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
@@ -67,6 +70,9 @@ pub(super) struct Place {
     release_waiters: Vec<Reply>,
     /// How long the guest has.
     patience: Duration,
+    /// Until when who waits for the device to be out waits for its client to disconnect too, which some VMMs do a moment
+    /// after they have said that it is.
+    parting: Option<Instant>,
     /// Whether the device shall be deleted once it is out.
     is_last: bool,
 }
@@ -94,6 +100,7 @@ impl Place {
     /// The next news; none while the device is in no VMM. Cancel safe.
     pub(super) async fn news(&mut self) -> News {
         let deadline = self.state.as_ref().and_then(attach::State::deadline);
+        let deadline = deadline.into_iter().chain(self.parting).min();
         tokio::select! {
             Some(answer) = self.calls.join_next() => News::Answer(answer.ok().map(Box::new)),
             event = next_event(self.events.as_mut()) => News::Vmm(event),
@@ -105,6 +112,12 @@ impl Place {
     pub(super) fn is_taken(&self) -> bool {
         self.state.is_some()
     }
+}
+
+/// Adds who waits to those who do still: what is waited for may never come, however often it is asked for.
+fn wait(waiters: &mut Vec<Reply>, reply: Reply) {
+    waiters.retain(|it| !it.is_closed());
+    waiters.push(reply);
 }
 
 async fn next_event(events: Option<&mut vmm::Events>) -> Option<vmm::Event> {
@@ -167,7 +180,7 @@ impl Task {
     pub(super) async fn plug(&mut self, plug: Plug, etag: &str, call: Option<Call>, reply: Reply) {
         match self.begin_plug(plug, etag, call).await {
             Ok(true) => {
-                self.place.in_waiters.push(reply);
+                wait(&mut self.place.in_waiters, reply);
                 self.answer_waiters(None);
             }
             Ok(false) => {
@@ -227,7 +240,7 @@ impl Task {
         reply: Reply,
     ) {
         match self.begin_unplug(patience, etag, call).await {
-            Ok(true) => self.place.out_waiters.push(reply),
+            Ok(true) => wait(&mut self.place.out_waiters, reply),
             Ok(false) => {
                 // A caller that went away does not want the answer.
                 let _ = reply.send(Ok(()));
@@ -247,6 +260,9 @@ impl Task {
     ) -> Result<bool, Error> {
         let is_met = self.record.has_met(call.as_ref())?;
         let Some(attachment) = self.record.attachment.clone() else {
+            if self.place.parting.is_some() {
+                return Ok(true);
+            }
             if !is_met {
                 self.device().check_unplug(Method::Vmm, etag)?;
             }
@@ -263,7 +279,7 @@ impl Task {
     /// Has the client let go of the device, and answers when it has gone.
     pub(super) async fn release(&mut self, etag: &str, call: Option<Call>, reply: Reply) {
         let answer = match self.begin_release(etag, call).await {
-            Ok(Asked::Client) => return self.place.release_waiters.push(reply),
+            Ok(Asked::Client) => return wait(&mut self.place.release_waiters, reply),
             Ok(Asked::Nobody) => Ok(()),
             Err(error) => Err(error),
         };
@@ -335,11 +351,19 @@ impl Task {
             // A caller that went away does not want the answer.
             let _ = reply.send(Ok(()));
         }
+        self.parted();
         if self.place.is_taken() {
             if let Some(events) = &self.place.events {
                 events.vm().hint();
             }
             self.attach_event(Event::Doubt).await;
+        }
+    }
+
+    /// The device is out, and its client has gone or has had its time.
+    fn parted(&mut self) {
+        if self.place.parting.take().is_some() {
+            self.answer_waiters(None);
         }
     }
 
@@ -365,7 +389,12 @@ impl Task {
     /// Takes in what there is to tell about the place.
     pub(super) async fn place_news(&mut self, news: News) {
         let event = match news {
-            News::Tick => Event::Tick,
+            News::Tick => {
+                if self.place.parting.is_some_and(|it| it <= Instant::now()) {
+                    self.parted();
+                }
+                Event::Tick
+            }
             News::Vmm(Some(event)) => match self.meaning(&event) {
                 Some(event) => event,
                 None => return,
@@ -494,6 +523,8 @@ impl Task {
         self.place.events = None;
         self.place.calls.abort_all();
         self.place.calls = JoinSet::new();
+        let is_connected = event != Event::Refused && self.view.life == Life::Connected;
+        self.place.parting = is_connected.then(|| Instant::now() + PARTING);
         match event {
             Event::Refused => {}
             Event::Gone => {
@@ -524,7 +555,7 @@ impl Task {
             Some(Stage::Plugged) => (Some(true), Some(false)),
             Some(Stage::Unplugging) => (Some(false), error.map(|_| false)),
             Some(Stage::Plugging) => (error.map(|_| false), None),
-            None => (Some(false), Some(true)),
+            None => (Some(false), self.place.parting.is_none().then_some(true)),
         };
         for (waiters, outcome) in [
             (&mut self.place.in_waiters, is_in),
