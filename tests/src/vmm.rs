@@ -31,6 +31,8 @@ pub struct Vmm {
 struct Machine {
     /// By name: the root port, and the connection to the device.
     devices: BTreeMap<String, (usize, Client)>,
+    /// How often it has taken a device of this name.
+    additions: BTreeMap<String, u32>,
     guest_refuses: bool,
     is_over: bool,
     connection: Option<UnixStream>,
@@ -71,6 +73,13 @@ impl Vmm {
         lock(&self.machine).devices.keys().cloned().collect()
     }
 
+    /// How often it has taken a device of this name.
+    #[must_use]
+    pub fn additions(&self, id: &str) -> u32 {
+        let machine = lock(&self.machine);
+        machine.additions.get(id).copied().unwrap_or_default()
+    }
+
     /// Whether the guest keeps the devices that it is asked for from now on.
     pub fn guest_refuses(&self, refuses: bool) {
         lock(&self.machine).guest_refuses = refuses;
@@ -87,9 +96,9 @@ impl Drop for Vmm {
             let _ = stream.shutdown(Shutdown::Both);
         }
         drop(machine);
-        // Wakes the thread, which may wait for a connection.
-        let _ = UnixStream::connect(&self.path);
-        if let Some(thread) = self.thread.take() {
+        // Wakes the thread, which may wait for a connection; where the path is gone nobody can.
+        let is_awake = UnixStream::connect(&self.path).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| is_awake) {
             let _ = thread.join();
         }
     }
@@ -168,6 +177,7 @@ impl Machine {
         let socket = arguments["socket"]["path"].as_str().unwrap_or_default();
         let client = Client::connect(Path::new(socket), &Options::default())
             .map_err(|error| refused(format!("{socket}: {error}")))?;
+        *self.additions.entry(id.clone()).or_default() += 1;
         self.devices.insert(id, (port, client));
         Ok(json!({}))
     }
@@ -304,6 +314,7 @@ mod tests {
         // Its place is free again, and the device takes the next client.
         ask("device_add", add("nic0", "rp0"));
         assert_eq!(next().unwrap()["return"], json!({}));
+        assert_eq!(vmm.additions("nic0"), 2);
         drop(vmm);
         assert!(UnixStream::connect(&path).is_err(), "it listens still");
     }

@@ -12,17 +12,23 @@ mod storage;
 
 mod upgrade;
 
-use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::signal::Signal;
 use prost_types::FieldMask;
 use proto::v1::{
     CreateDeviceRequest, DeleteDeviceRequest, Device, GetAgentRequest, ListDevicesRequest,
-    ResetDeviceRequest, RestartDeviceRequest, UpdateDeviceRequest,
-    agent_service_client::AgentServiceClient, condition, device_status::State,
+    PlugDeviceRequest, ResetDeviceRequest, RestartDeviceRequest, UnplugDeviceRequest,
+    UpdateDeviceRequest, agent_service_client::AgentServiceClient, attachment, condition,
+    device_status::State, vmm,
 };
 use serde_json::json;
-use tests::command;
+use tests::{Vmm, command};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{
     Code, Status,
@@ -30,7 +36,9 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use crate::agent::{Devices, Host, LIMIT, deletion, liar, nic, pid, send, state, to_struct};
+use crate::agent::{
+    Devices, Host, LIMIT, deletion, liar, nic, pid, reason, send, state, to_struct,
+};
 
 /// The agent did not answer: it is dead.
 #[derive(Debug)]
@@ -45,6 +53,10 @@ enum Op {
     Update(String, &'static str),
     Reset,
     Restart,
+    /// Into the VMM of this host, and out of it.
+    Plug,
+    Unplug,
+    /// By force where there is a VMM, which may have it.
     Delete,
 }
 
@@ -62,6 +74,7 @@ struct Known {
     link: &'static str,
     /// Of its process, until somebody kills that.
     pid: Option<i32>,
+    is_plugged: bool,
 }
 
 /// Who owns one device.
@@ -74,6 +87,10 @@ struct Caller {
     /// What was cut off.
     pending: Option<Call>,
     count: u32,
+    /// The VMM's QMP socket, where there is a VMM.
+    qmp: Option<PathBuf>,
+    /// How often the VMM was given the device.
+    plugs: u32,
 }
 
 impl Caller {
@@ -84,6 +101,8 @@ impl Caller {
             last: None,
             pending: None,
             count: 0,
+            qmp: None,
+            plugs: 0,
         }
     }
 
@@ -111,19 +130,27 @@ impl Caller {
         let Some(call) = self.last.clone() else {
             return Ok(());
         };
-        let before = self.known.clone();
-        match self.send(devices, &call).await {
-            Err(status) if is_death(&status) => return Err(Died),
-            Err(status) => panic!("{}: {call:?} again: {status:?}", self.id),
-            Ok(Some(device)) => {
-                let before = before.unwrap();
-                assert_eq!(device.uid, before.uid, "{call:?} again");
-                assert_eq!(device.labels["app"], before.label, "{call:?} again");
-                if let Some(process) = before.pid {
-                    assert_eq!(pid(&device), process, "{call:?} again");
+        let mut again = vec![call.clone()];
+        if matches!(call.op, Op::Plug | Op::Unplug) {
+            // Where the device is already it needs no request id to be taken for there.
+            let request_id = String::new();
+            again.push(Call { request_id, ..call });
+        }
+        for call in again {
+            match self.send(devices, &call).await {
+                Err(status) if is_death(&status) => return Err(Died),
+                Err(status) => panic!("{}: {call:?} again: {status:?}", self.id),
+                Ok(Some(device)) => {
+                    let before = self.known.as_ref().unwrap();
+                    assert_eq!(device.uid, before.uid, "{call:?} again");
+                    assert_eq!(device.labels["app"], before.label, "{call:?} again");
+                    assert_eq!(is_plugged(&device), before.is_plugged, "{call:?} again");
+                    if let Some(process) = before.pid {
+                        assert_eq!(pid(&device), process, "{call:?} again");
+                    }
                 }
+                Ok(None) => {}
             }
-            Ok(None) => {}
         }
         Ok(())
     }
@@ -154,6 +181,7 @@ impl Caller {
             label: String::new(),
             link: "up",
             pid: Some(pid(device)),
+            is_plugged: false,
         });
         match op {
             Op::Create(label) => known.label.clone_from(label),
@@ -162,8 +190,14 @@ impl Caller {
                 known.link = link;
             }
             Op::Restart => known.pid = Some(pid(device)),
+            Op::Plug => {
+                known.is_plugged = true;
+                self.plugs += 1;
+            }
+            Op::Unplug => known.is_plugged = false,
             Op::Reset | Op::Delete => {}
         }
+        assert_eq!(is_plugged(device), known.is_plugged, "{op:?}");
         assert_eq!(device.uid, known.uid, "{op:?}");
         assert_eq!(device.labels["app"], known.label, "{op:?}");
         if started {
@@ -218,9 +252,27 @@ impl Caller {
                     };
                     devices.restart_device(request).await.map(Some)
                 }
+                Op::Plug => {
+                    let request = PlugDeviceRequest {
+                        name,
+                        vmm: self.qmp.as_deref().map(qemu),
+                        request_id,
+                        ..PlugDeviceRequest::default()
+                    };
+                    devices.plug_device(request).await.map(Some)
+                }
+                Op::Unplug => {
+                    let request = UnplugDeviceRequest {
+                        name,
+                        request_id,
+                        ..UnplugDeviceRequest::default()
+                    };
+                    devices.unplug_device(request).await.map(Some)
+                }
                 Op::Delete => {
                     let request = DeleteDeviceRequest {
                         request_id,
+                        force: self.qmp.is_some(),
                         ..deletion(&self.id)
                     };
                     devices.delete_device(request).await.map(|_| None)
@@ -257,6 +309,11 @@ impl Caller {
         let is_as_asked = matches!(pending, Some(Op::Update(label, asked))
             if (&*found.labels["app"], link(found)) == (&**label, *asked));
         assert!(is_as_known || is_as_asked, "{what}: {found:?}");
+        let may_have_moved = matches!(pending, Some(Op::Plug | Op::Unplug | Op::Delete));
+        assert!(
+            is_plugged(found) == known.is_plugged || may_have_moved,
+            "{what}: {found:?}"
+        );
         let pid_before = *known.pid.get_or_insert(pid(found));
         assert_eq!(pid(found), pid_before, "it was started again: {what}");
     }
@@ -282,9 +339,33 @@ fn has_mac(device: &Device) -> bool {
     config.fields.contains_key("mac")
 }
 
+/// The VMM of this QMP socket.
+fn qemu(qmp: &Path) -> proto::v1::Vmm {
+    let path = qmp.display().to_string();
+    proto::v1::Vmm {
+        endpoint: Some(vmm::Endpoint::QmpSocketPath(path)),
+        ..proto::v1::Vmm::default()
+    }
+}
+
+/// How far the device is between a VMM and none.
+fn stage(device: &Device) -> Option<attachment::State> {
+    let attachment = device.status.as_ref()?.attachment.as_ref();
+    attachment.map(proto::v1::Attachment::state)
+}
+
+fn is_plugged(device: &Device) -> bool {
+    stage(device) == Some(attachment::State::Plugged)
+}
+
 fn is_settled(device: &Device) -> bool {
     let conditions = &device.status.as_ref().unwrap().conditions;
-    state(device) == State::Ready
+    let at_rest = match stage(device) {
+        None => State::Ready,
+        Some(attachment::State::Plugged) => State::Connected,
+        Some(_) => return false,
+    };
+    state(device) == at_rest
         && conditions
             .iter()
             .any(|it| it.r#type == "Configured" && it.status() == condition::Status::True)
@@ -292,6 +373,8 @@ fn is_settled(device: &Device) -> bool {
 
 /// A host, its agent while it lives, and those who call it.
 struct World {
+    /// Goes before the directory that its socket is in.
+    vmm: Option<Vmm>,
     host: Host,
     callers: Vec<Caller>,
     channel: Option<Channel>,
@@ -304,12 +387,24 @@ struct World {
 impl World {
     fn new(ids: &[&str]) -> Self {
         Self {
+            vmm: None,
             host: Host::new(),
             callers: ids.iter().map(|id| Caller::new(id)).collect(),
             channel: None,
             cgroup: String::new(),
             rests: false,
         }
+    }
+
+    /// A world with a VMM, which takes these devices.
+    fn with_vmm(ids: &[&str]) -> Self {
+        let mut world = Self::new(ids);
+        let qmp = world.host.path("qmp");
+        world.vmm = Some(Vmm::start(&qmp).unwrap());
+        for caller in &mut world.callers {
+            caller.qmp = Some(qmp.clone());
+        }
+        world
     }
 
     /// Starts an agent with these variables.
@@ -415,6 +510,18 @@ impl World {
             .iter()
             .filter(|id| self.callers.iter().all(|it| it.id != **id));
         assert_eq!(strangers.count(), 0, "{ids:?}");
+
+        if let Some(vmm) = &self.vmm {
+            let plugged = list.iter().zip(&ids).filter(|(it, _)| is_plugged(it));
+            let plugged: Vec<_> = plugged.map(|(_, id)| id.clone()).collect();
+            assert_eq!(vmm.devices(), plugged, "what the VMM has");
+            for caller in &self.callers {
+                let is_plug = |call: &Call| call.op == Op::Plug;
+                let is_new = caller.pending.as_ref().is_some_and(is_plug);
+                let plugs = caller.plugs + u32::from(is_new && plugged.contains(&caller.id));
+                assert_eq!(vmm.additions(&caller.id), plugs, "how often {}", caller.id);
+            }
+        }
 
         let mut named: Vec<_> = list.iter().map(pid).collect();
         let mut running = self.host.processes();

@@ -42,13 +42,15 @@ impl Dice {
     /// What this caller could ask for.
     fn op(&mut self, caller: &Caller) -> Op {
         let label = format!("label{}", self.roll(1000));
-        if caller.known.is_none() {
+        let Some(known) = &caller.known else {
             return Op::Create(label);
-        }
-        match self.roll(8) {
+        };
+        match self.roll(10) {
             0..3 => Op::Update(label, ["up", "down"][usize::from(self.roll(2) == 0)]),
+            3..6 if known.is_plugged => Op::Unplug,
             3 => Op::Reset,
             4 => Op::Restart,
+            6..8 if !known.is_plugged => Op::Plug,
             _ => Op::Delete,
         }
     }
@@ -73,7 +75,7 @@ async fn live(caller: &mut Caller, devices: &Devices, dice: &mut Dice) -> Result
 #[tokio::test]
 async fn agents_killed_at_random_steps_lose_and_leak_nothing() {
     let mut dice = Dice::new();
-    let mut world = World::new(&IDS);
+    let mut world = World::with_vmm(&IDS);
     let mut checks = 0;
     for _ in 0..DEATHS {
         let after = (1 + dice.roll(STEPS)).to_string();

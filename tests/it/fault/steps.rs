@@ -14,13 +14,17 @@ use super::*;
 /// How many agents are killed at once.
 const THREADS: usize = 4;
 /// Steps that are passed for different things one after the other, and how many of those are tried.
-const REPEATED: [(&str, u32); 5] = [
+const REPEATED: [(&str, u32); 8] = [
     ("file.hidden", 4),
     ("socket.hidden", 4),
     // The second time, the process refuses.
     ("update.recorded", 2),
     ("update.told", 2),
     ("update.answered", 2),
+    // The first time, the guest refuses; the device is plugged still.
+    ("unplug.recorded", 2),
+    ("unplug.answered", 2),
+    ("plug.done", 2),
 ];
 
 /// What is done to the agent and its devices.
@@ -36,6 +40,8 @@ enum Action {
     Restart,
     /// A change that the device's process refuses.
     Refused(usize),
+    /// The device is to leave its VMM, and the guest keeps it.
+    Kept(usize),
     Drain,
     ShutDown,
     Undrain,
@@ -52,16 +58,24 @@ fn actions() -> Vec<Action> {
         Refused(0),
         Call(0, Op::Reset),
         Call(1, Op::Restart),
+        Call(0, Op::Plug),
+        Kept(0),
+        Call(0, Op::Unplug),
+        Call(0, Op::Plug),
         Kill(1),
         Stray,
         Restart,
         Call(0, update("d", "up")),
+        Call(1, Op::Plug),
+        Call(1, Op::Unplug),
+        Call(0, Op::Unplug),
         Call(1, Op::Delete),
         Call(1, create("e")),
         Drain,
         Undrain,
         ShutDown,
         Undrain,
+        Call(0, Op::Plug),
         Call(0, Op::Delete),
     ]
 }
@@ -115,7 +129,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// Does everything with an agent that dies at this step, and goes on with another one.
 async fn die_at(step: &str, time: u32) {
-    let mut world = World::new(&["nic0", "nic1"]);
+    let mut world = World::with_vmm(&["nic0", "nic1"]);
     world.host.flags = vec!["--device-program".to_owned(), liar(&world.host)];
     let mut death = vec![("VFU_DIE_AT", format!("{step}:{time}"))];
     if world.start(&death).await.is_err() {
@@ -174,6 +188,7 @@ async fn act(world: &mut World, action: &Action, death: &[(&str, String)]) -> Re
             world.check().await
         }
         Action::Refused(index) => world.refuse(*index).await,
+        Action::Kept(index) => world.keep(*index).await,
         Action::Drain => {
             let reason = "new disks".to_owned();
             let drained = world.agent().drain(DrainRequest { reason }).await;
@@ -242,6 +257,23 @@ impl World {
         let found = list.iter().find(|it| it.uid == known.uid).unwrap();
         assert!(!has_mac(found), "{found:?}");
         Ok(())
+    }
+
+    /// Asks for a device that the guest does not let go of.
+    async fn keep(&mut self, index: usize) -> Result<(), Died> {
+        let vmm = self.vmm.as_ref().unwrap();
+        vmm.guest_refuses(true);
+        let request = UnplugDeviceRequest {
+            name: format!("devices/{}", self.callers[index].id),
+            ..UnplugDeviceRequest::default()
+        };
+        let status = self.devices().unplug_device(request).await.unwrap_err();
+        if is_death(&status) {
+            return Err(Died);
+        }
+        assert_eq!(reason(&status), "GUEST_REFUSED_UNPLUG", "{status:?}");
+        vmm.guest_refuses(false);
+        self.check().await
     }
 }
 
