@@ -3,6 +3,7 @@
 mod doctor;
 mod life;
 mod plug;
+mod release;
 mod repeated;
 mod requests;
 mod rest;
