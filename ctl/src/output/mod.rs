@@ -210,7 +210,7 @@ pub(crate) mod tests {
         assert!(print(Format::Yaml, &[device()]).starts_with("devices:\n- createTime:"));
         assert_eq!(
             print(Format::Table, &[]),
-            "NAME   MODEL   STATE   CLIENT   AGE\n"
+            "NAME   MODEL   STATE   ATTACHMENT   CLIENT   AGE\n"
         );
     }
 }

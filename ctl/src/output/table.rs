@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use proto::v1::{Attachment, Client, Device, WatchDevicesResponse};
+use proto::v1::{Attachment, Client, Device, Vmm, WatchDevicesResponse, vmm::Endpoint};
 
 use crate::error::printable;
 
@@ -18,9 +18,11 @@ pub(super) fn devices(devices: &[Device], wide: bool, now: SystemTime) -> String
 }
 
 fn device_head(wide: bool) -> Vec<&'static str> {
-    let mut head = vec!["NAME", "MODEL", "STATE", "CLIENT", "AGE"];
+    let mut head = vec!["NAME", "MODEL", "STATE", "ATTACHMENT", "CLIENT", "AGE"];
     if wide {
-        head.extend(["ATTACHMENT", "SOCKET", "PID", "RESTARTS", "UID"]);
+        head.extend([
+            "VMM", "VMM-ID", "BUS", "ADDRESS", "SOCKET", "PID", "RESTARTS", "UID",
+        ]);
     }
     head
 }
@@ -29,10 +31,13 @@ fn device_row(device: &Device, wide: bool, now: SystemTime) -> Vec<String> {
     let spec = device.spec.clone().unwrap_or_default();
     let status = device.status.clone().unwrap_or_default();
     let state = status.state().as_str_name();
+    let attachment = status.attachment.as_ref();
+    let stage = attachment.map(|it| it.state().as_str_name());
     let mut row = vec![
         id(&device.name).to_owned(),
         spec.model,
         state.to_owned(),
+        stage.unwrap_or_default().to_owned(),
         status.client.as_ref().map(client).unwrap_or_default(),
         device
             .create_time
@@ -41,12 +46,12 @@ fn device_row(device: &Device, wide: bool, now: SystemTime) -> Vec<String> {
     ];
     if wide {
         let pid = Some(status.pid).filter(|pid| *pid != 0);
+        let attachment = attachment.cloned().unwrap_or_default();
         row.extend([
-            status
-                .attachment
-                .as_ref()
-                .map(attachment)
-                .unwrap_or_default(),
+            attachment.vmm.as_ref().map(control).unwrap_or_default(),
+            attachment.vmm_device_id,
+            attachment.bus,
+            attachment.address,
             status.socket_path,
             pid.map(|pid| pid.to_string()).unwrap_or_default(),
             status.restart_count.to_string(),
@@ -101,13 +106,13 @@ pub(crate) fn client(client: &Client) -> String {
     }
 }
 
-/// A device's place in a VMM in one word.
-fn attachment(attachment: &Attachment) -> String {
-    let state = attachment.state().as_str_name();
-    match [&attachment.bus, &attachment.address].map(|it| it.as_str()) {
-        ["", ""] => state.to_owned(),
-        [place, ""] | ["", place] => format!("{state}({place})"),
-        [bus, address] => format!("{state}({bus},{address})"),
+/// Where a VMM is controlled.
+fn control(vmm: &Vmm) -> String {
+    match &vmm.endpoint {
+        Some(Endpoint::QmpSocketPath(path) | Endpoint::CloudHypervisorSocketPath(path)) => {
+            path.clone()
+        }
+        None => String::new(),
     }
 }
 
@@ -200,9 +205,9 @@ mod tests {
         assert_eq!(
             devices(&[device(), other], false, now()),
             "\
-NAME          MODEL    STATE               CLIENT                  AGE
-nic0          e1000    CONNECTED           qemu-system-x86_64(7)   3m5s
-a-long-name   <none>   STATE_UNSPECIFIED   <none>                  <none>
+NAME          MODEL    STATE               ATTACHMENT   CLIENT                  AGE
+nic0          e1000    CONNECTED           <none>       qemu-system-x86_64(7)   3m5s
+a-long-name   <none>   STATE_UNSPECIFIED   <none>       <none>                  <none>
 "
         );
         let mut plugged = device();
@@ -210,6 +215,11 @@ a-long-name   <none>   STATE_UNSPECIFIED   <none>                  <none>
             state: proto::v1::attachment::State::Plugged.into(),
             bus: "rp0".into(),
             address: "0000:02:00.0".into(),
+            vmm: Some(Vmm {
+                endpoint: Some(Endpoint::QmpSocketPath("/run/vm1/qmp.sock".into())),
+                ..Vmm::default()
+            }),
+            vmm_device_id: "card0".into(),
             ..Attachment::default()
         });
         assert_eq!(
@@ -227,8 +237,8 @@ a-long-name   <none>   STATE_UNSPECIFIED   <none>                  <none>
         assert_eq!(
             devices(&[plugged], true, now()),
             "\
-NAME   MODEL   STATE       CLIENT                  AGE    ATTACHMENT                  SOCKET                                 PID   RESTARTS   UID
-nic0   e1000   CONNECTED   qemu-system-x86_64(7)   3m5s   PLUGGED(rp0,0000:02:00.0)   /run/vfu/devices/nic0/vfio-user.sock   42    0          0b1f
+NAME   MODEL   STATE       ATTACHMENT   CLIENT                  AGE    VMM                 VMM-ID   BUS   ADDRESS        SOCKET                                 PID   RESTARTS   UID
+nic0   e1000   CONNECTED   PLUGGED      qemu-system-x86_64(7)   3m5s   /run/vm1/qmp.sock   card0    rp0   0000:02:00.0   /run/vfu/devices/nic0/vfio-user.sock   42    0          0b1f
 "
         );
     }

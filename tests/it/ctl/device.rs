@@ -39,7 +39,10 @@ fn a_device_is_created_shown_and_deleted() -> Result<()> {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    assert_eq!(lines[0], ["NAME", "MODEL", "STATE", "CLIENT", "AGE"]);
+    assert_eq!(
+        lines[0],
+        ["NAME", "MODEL", "STATE", "ATTACHMENT", "CLIENT", "AGE"]
+    );
     assert_eq!(lines[1][..4], ["nic0", "e1000", "READY", "<none>"]);
     let wide = agent.ctl_ok("list -o wide")?;
     let pid = device["status"]["pid"].to_string();
