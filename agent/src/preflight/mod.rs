@@ -253,6 +253,7 @@ mod tests {
             is_hotpluggable: true,
             free_slots: vec!["0".to_owned()],
             devices: Vec::new(),
+            taken_slots: Vec::new(),
         };
         Facts {
             program: "QEMU",

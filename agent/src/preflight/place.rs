@@ -125,12 +125,15 @@ fn on(bus: &Bus, wanted: &Wanted, others: String) -> Finding {
             let why = format!("{kind} is full: it has {}", bus.devices.join(", "));
             Finding::error("BUS_FULL", name, why, others)
         }
-        None => Finding::error(
-            "SLOT_TAKEN",
-            &wanted.slot,
-            format!("this slot of {name} is not free"),
-            format!("use slot {}", first.map_or("", String::as_str)),
-        ),
+        None => {
+            let slot = number(&wanted.slot).map(|it| format!("{it:x}"));
+            let why = match slot.and_then(|it| bus.occupant(&it)) {
+                Some(device) => format!("this slot of {name} has {device}"),
+                None => format!("{name} has no such slot"),
+            };
+            let cure = format!("use slot {}", first.map_or("", String::as_str));
+            Finding::error("SLOT_TAKEN", &wanted.slot, why, cure)
+        }
     }
 }
 
@@ -220,8 +223,14 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_asked_for_has_to_be_free() {
-        let slots = |it: &mut Facts| it.buses[1].free_slots = vec!["4".to_owned(), "5".to_owned()];
-        assert_eq!(error(&found(&wanting("rp1", "3"), slots)), "SLOT_TAKEN");
+        let slots = |it: &mut Facts| {
+            it.buses[1].free_slots = vec!["4".to_owned(), "5".to_owned()];
+            it.buses[1].taken_slots = vec![("3".to_owned(), "disk0".to_owned())];
+        };
+        let taken = found(&wanting("rp1", "0x3"), slots);
+        assert_eq!(error(&taken), "SLOT_TAKEN");
+        assert_eq!(taken[0].message, "this slot of rp1 has disk0");
+        assert_eq!(taken[0].cure, "use slot 4");
         assert_eq!(error(&found(&wanting("", "3"), slots)), "SLOT_TAKEN");
         assert_eq!(error(&found(&wanting("rp1", "x"), slots)), "SLOT_TAKEN");
         for question in [

@@ -60,7 +60,7 @@ pub(super) fn plug(id: &str, request: &v1::PlugDeviceRequest) -> Result<Plug, St
         refuse(
             "slot",
             &wanted.slot,
-            "a number from 0 to 1f, and perhaps a function, as 5 or 5.0",
+            "hexadecimal from 0 to 1f, as QEMU's addr and lspci have it: 5, 1f, 0x1f or 5.0",
         );
     }
     let is_qemu = matches!(vmm, Some(Endpoint::Qmp { .. }));
@@ -83,14 +83,12 @@ pub(super) fn plug(id: &str, request: &v1::PlugDeviceRequest) -> Result<Plug, St
     }
 }
 
-/// A slot as QEMU takes it: hexadecimal.
+/// A slot as QEMU takes it: hexadecimal. Of its functions a device that comes alone is the first.
 fn is_slot(slot: &str) -> bool {
-    let (device, function) = slot.split_once('.').unwrap_or((slot, "0"));
-    let is_below = |text: &str, limit: u8| {
-        let number = u8::from_str_radix(text, 16);
-        text.len() <= 2 && !text.starts_with('+') && number.is_ok_and(|it| it < limit)
-    };
-    is_below(device, 32) && is_below(function, 8)
+    let digits = slot.strip_suffix(".0").unwrap_or(slot);
+    let digits = digits.strip_prefix("0x").unwrap_or(digits);
+    let number = u8::from_str_radix(digits, 16);
+    digits.len() <= 2 && !digits.starts_with('+') && number.is_ok_and(|it| it < 32)
 }
 
 /// The VMM that a request is about.
@@ -218,10 +216,10 @@ mod tests {
         let mut other = request();
         other.vmm_device_id = "net-1".to_owned();
         other.bus = "rp0".to_owned();
-        other.slot = "1f.7".to_owned();
+        other.slot = "1f.0".to_owned();
         let plug_in = plug("nic0", &other).unwrap();
         assert_eq!(plug_in.vmm_device_id, "net-1");
-        assert_eq!(plug_in.wanted.slot, "1f.7");
+        assert_eq!(plug_in.wanted.slot, "1f.0");
     }
 
     #[test]
@@ -235,8 +233,13 @@ mod tests {
             fields(&wrong),
             ["vmm_device_id", "bus", "slot", "pci_segment"]
         );
-        for slot in ["", ".", "+1", "1.8", "1.", "100"] {
+        for slot in [
+            "", ".", "+1", "0x+1", "1.8", "1.1", "1.", "100", "0x", "0x100",
+        ] {
             assert!(!is_slot(slot), "{slot}");
+        }
+        for slot in ["0", "1f", "1F", "05", "0x1f", "0x5.0", "5.0"] {
+            assert!(is_slot(slot), "{slot}");
         }
     }
 

@@ -60,12 +60,22 @@ pub(crate) struct Bus {
     pub(crate) free_slots: Vec<String>,
     /// The names of the devices on it; those that have none are here by what they are.
     pub(crate) devices: Vec<String>,
+    /// The same by slot, as far as the VMM tells who is where.
+    pub(crate) taken_slots: Vec<(String, String)>,
 }
 
 impl Bus {
     /// Whether a device could be plugged into it.
     pub(crate) fn has_place(&self) -> bool {
         self.is_hotpluggable && !self.free_slots.is_empty()
+    }
+
+    /// Who is in this slot.
+    pub(crate) fn occupant(&self, slot: &str) -> Option<&str> {
+        let mut taken = self.taken_slots.iter();
+        taken
+            .find(|(it, _)| it == slot)
+            .map(|(_, device)| device.as_str())
     }
 }
 

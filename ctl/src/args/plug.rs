@@ -122,7 +122,7 @@ pub(crate) struct Place {
         conflicts_with = "cloud_hypervisor"
     )]
     pub(crate) bus: Option<String>,
-    /// Slot on the bus, as 5 or 5.0 [default: the first free one]
+    /// Slot on the bus, hexadecimal as in QEMU's addr= and in lspci: 5, 1f or 1f.0 [default: the first free one]
     #[arg(
         long,
         value_name = "SLOT",

@@ -160,3 +160,69 @@ async fn a_killed_agent_is_followed_by_one_that_knows_the_vmm() {
     host.assert_empty().await;
     guest.kill().unwrap();
 }
+
+/// i440fx has no ports: its only bus takes devices in any slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_machine_without_ports_devices_are_in_slots_of_its_bus() {
+    require!(Qemu);
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    for id in ["nic0", "nic1", "nic2"] {
+        create(&mut devices, nic(id)).await;
+    }
+    let qmp = format!("unix:{},server=on,wait=off", qmp_path(&host).display());
+    let pc = Guest::builder().machine("pc").arg("-qmp").arg(qmp);
+    let mut guest = tokio::task::block_in_place(|| pc.boot()).unwrap();
+    let in_slot = |id: &str, slot: &str| PlugDeviceRequest {
+        slot: slot.to_owned(),
+        ..plug(&host, id)
+    };
+
+    // Whoever gives no slot gets one that nobody has.
+    let chosen = devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    let chosen = attached(chosen.get_ref()).unwrap().clone();
+    assert_eq!(chosen.bus, "pci.0");
+    // A slot is hexadecimal, as in QEMU's own words.
+    let given = devices.plug_device(in_slot("nic1", "1f")).await.unwrap();
+    let given = attached(given.get_ref()).unwrap().clone();
+    assert_eq!((&*given.bus, &*given.address), ("pci.0", "0000:00:1f.0"));
+    for address in [&chosen.address, &given.address] {
+        let comes = format!(
+            "for try in $(seq 600); do
+                 test -e /sys/bus/pci/devices/{address} && exit 0; usleep 50000
+             done
+             ls /sys/bus/pci/devices; exit 1"
+        );
+        guest.sh(&comes).unwrap();
+    }
+
+    // Who is in a slot is named to who wants it.
+    for (slot, occupant) in [
+        ("0x1f.0", "nic1"),
+        (&chosen.address[8..10], "nic0"),
+        ("0", "i440FX"),
+    ] {
+        let request = in_slot("nic2", slot);
+        let on_bus = PlugDeviceRequest {
+            bus: "pci.0".to_owned(),
+            ..request
+        };
+        let refused = devices.plug_device(on_bus).await.unwrap_err();
+        assert_eq!(reason(&refused), "SLOT_TAKEN", "{refused:?}");
+        let violations = refused.get_details_precondition_failure().unwrap();
+        let why = &violations.violations[0].description;
+        assert!(why.contains(occupant), "{why}");
+    }
+    for no_slot in ["20", "1f.1", "1f.8", "x"] {
+        let request = in_slot("nic2", no_slot);
+        let refused = devices.plug_device(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
+
+    // Where a device was another one can be.
+    devices.unplug_device(unplug("nic1")).await.unwrap();
+    devices.plug_device(in_slot("nic2", "1F")).await.unwrap();
+    let address = get(&mut devices, "nic2").await;
+    assert_eq!(attached(&address).unwrap().address, "0000:00:1f.0");
+    guest.kill().unwrap();
+}

@@ -134,6 +134,8 @@ impl Info {
             kind: kind.to_owned(),
             is_hotpluggable: !is_behind_iommu,
             free_slots: free.iter().map(|slot| format!("{slot:x}")).collect(),
+            // It does not tell who is where.
+            taken_slots: Vec::new(),
             devices,
         }
     }

@@ -172,11 +172,17 @@ fn describe(objects: &Objects, path: &str, bus: &Object) -> Bus {
     let owner = objects.get(owner_path);
     let handles_itself = bus.hotplug_handler.as_deref() == Some(owner_path);
     let allowed = owner.and_then(|it| it.hotplug) != Some(false);
-    let devices = bus.links.iter().map(|path| (path, objects.get(path)));
-    let taken: BTreeSet<u8> = devices
-        .clone()
-        .filter_map(|(_, device)| Some(device?.address? >> 3))
-        .collect();
+    let named = |path: &String| {
+        let device = objects.get(path);
+        let name = match path.strip_prefix(PERIPHERAL) {
+            Some(id) => said::text(id),
+            None => device.map(|it| said::text(&it.kind)).unwrap_or_default(),
+        };
+        let slot = device.and_then(|it| it.address).map(|it| it >> 3);
+        (slot, name)
+    };
+    let devices: Vec<_> = bus.links.iter().map(named).collect();
+    let taken: BTreeSet<u8> = devices.iter().filter_map(|(slot, _)| *slot).collect();
     let kind = Kind::of(objects, path);
     // A device elsewhere than in its first slot fills a port, too.
     let is_full = kind == Kind::Port && !taken.is_empty();
@@ -189,12 +195,11 @@ fn describe(objects: &Objects, path: &str, bus: &Object) -> Bus {
         // A bus that neither ACPI nor its own bridge or port serves has a handler all the same, which refuses.
         is_hotpluggable: bus.is_acpi || (handles_itself && allowed),
         free_slots: free.map(|slot| format!("{slot:x}")).collect(),
-        devices: devices
-            .map(|(path, device)| match path.strip_prefix(PERIPHERAL) {
-                Some(id) => said::text(id),
-                None => device.map(|it| said::text(&it.kind)).unwrap_or_default(),
-            })
+        taken_slots: devices
+            .iter()
+            .filter_map(|(slot, name)| Some((format!("{:x}", (*slot)?), name.clone())))
             .collect(),
+        devices: devices.into_iter().map(|(_, name)| name).collect(),
     }
 }
 
@@ -238,7 +243,10 @@ pub(super) fn choose(buses: &[Bus], wanted: &Wanted) -> Result<(String, String),
         no_place(if !bus.is_hotpluggable {
             format!("bus `{name}` ({kind}) takes no devices while the machine is on")
         } else if let Some(slot) = slot.filter(|_| bus.has_place()) {
-            format!("bus `{name}` ({kind}) has no free slot {slot}")
+            match bus.occupant(&slot) {
+                Some(device) => format!("slot {slot} of bus `{name}` ({kind}) has `{device}`"),
+                None => format!("bus `{name}` ({kind}) has no slot {slot}"),
+            }
         } else {
             let devices = bus.devices.join("`, `");
             format!("bus `{name}` ({kind}) is full: it has `{devices}`")

@@ -9,6 +9,7 @@ fn bus(name: &str, is_hotpluggable: bool, free: &[&str]) -> Bus {
         is_hotpluggable,
         free_slots: free.iter().map(|it| (*it).to_owned()).collect(),
         devices: vec!["disk".to_owned()],
+        taken_slots: vec![("4".to_owned(), "disk".to_owned())],
     }
 }
 
@@ -54,7 +55,12 @@ fn a_place_that_is_none_is_refused_with_those_that_are_free() {
     for (bus, slot, why) in [
         ("pcie.0", "", "takes no devices while the machine is on"),
         ("full", "", "is full: it has `disk`"),
-        ("rp1", "5", "has no free slot 5"),
+        ("rp1", "5", "has no slot 5"),
+        (
+            "pci.0",
+            "0x4",
+            "slot 4 of bus `pci.0` (pcie-root-port) has `disk`",
+        ),
         ("rp9", "", "there is no bus `rp9`"),
         ("", "7", "no bus that takes devices has a free slot 7"),
     ] {
