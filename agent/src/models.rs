@@ -76,8 +76,34 @@ pub(crate) struct Model {
     pub(crate) device_id: u32,
     pub(crate) class_code: u32,
     pub(crate) config_schema: serde_json::Value,
+    /// Empty where the program does not tell.
+    #[serde(default)]
+    pub(crate) bars: Vec<Bar>,
     #[serde(skip)]
     validator: Option<Arc<Validator>>,
+}
+
+/// A Base Address Register, as it is unless the configuration says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Bar {
+    pub(crate) index: u32,
+    pub(crate) kind: BarKind,
+    pub(crate) size_bytes: u64,
+    pub(crate) prefetchable: bool,
+}
+
+/// Where it has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum BarKind {
+    #[serde(rename = "MEMORY_32")]
+    Memory32,
+    #[serde(rename = "MEMORY_64")]
+    Memory64,
+    Io,
+    /// Of a newer program.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Model {
@@ -280,6 +306,7 @@ pub(crate) mod tests {
             vendor_id: 0x8086,
             device_id: 0x100e,
             class_code: 0x2_0000,
+            bars: Vec::new(),
             validator: Some(Arc::new(
                 jsonschema::draft202012::new(&config_schema).unwrap(),
             )),

@@ -8,6 +8,9 @@
 //! has one client at a time, and a VMM that is about to connect would be the second and be turned away. That it is served
 //! is what its process tells on its control socket, which it does only while it listens.
 
+mod bars;
+#[cfg(test)]
+mod codes;
 mod device;
 mod files;
 mod place;
@@ -20,6 +23,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use self::files::Files;
+use crate::models::Bar;
 use crate::store::Attachment;
 use crate::supervisor::{self, Life};
 use crate::vmm::{Endpoint, Error, Facts, Vmms, Wanted};
@@ -100,11 +104,13 @@ pub(crate) struct Subject {
     pub(crate) socket: PathBuf,
     /// The VMM that it was plugged into.
     pub(crate) attachment: Option<Attachment>,
+    /// As its model has them; empty where that is not known.
+    pub(crate) bars: Vec<Bar>,
 }
 
 impl Subject {
     /// The device as its supervisor knows it.
-    pub(crate) fn new(device: &supervisor::Device, socket: PathBuf) -> Self {
+    pub(crate) fn new(device: &supervisor::Device, socket: PathBuf, bars: Vec<Bar>) -> Self {
         let client = device.view.client.as_ref();
         Self {
             id: device.record.id.clone(),
@@ -113,6 +119,7 @@ impl Subject {
             client: client.map(|it| (it.pid, it.to_string())),
             socket,
             attachment: device.record.attachment.as_deref().cloned(),
+            bars,
         }
     }
 }
@@ -177,6 +184,7 @@ impl Scene<'_> {
     fn findings_of_vmm(&self) -> Vec<Finding> {
         let mut found = vmm::findings(self);
         found.extend(place::findings(self));
+        found.extend(bars::findings(self));
         found.extend(socket::findings(self));
         found
     }
@@ -241,7 +249,8 @@ async fn look(socket: &Path, pid: Option<Option<i32>>) -> Files {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::{Bus, Memory, Owner};
+    use crate::models::BarKind;
+    use crate::vmm::{Bus, Memory, Owner, Windows};
 
     pub(super) const QMP: &str = "/run/vm1/qmp.sock";
 
@@ -254,6 +263,7 @@ mod tests {
             free_slots: vec!["0".to_owned()],
             devices: Vec::new(),
             taken_slots: Vec::new(),
+            windows: Windows::default(),
         };
         Facts {
             program: "QEMU",
@@ -277,6 +287,15 @@ mod tests {
         }
     }
 
+    pub(super) fn bar(index: u32, kind: BarKind, size_bytes: u64) -> Bar {
+        Bar {
+            index,
+            kind,
+            size_bytes,
+            prefetchable: false,
+        }
+    }
+
     /// Device `nic0`, which nobody uses, and that QEMU.
     pub(super) fn question() -> Question {
         Question {
@@ -287,6 +306,10 @@ mod tests {
                 client: None,
                 socket: "/run/vfu/devices/nic0/vfio-user.sock".into(),
                 attachment: None,
+                bars: vec![
+                    bar(0, BarKind::Memory32, 128 << 10),
+                    bar(2, BarKind::Io, 64),
+                ],
             }),
             endpoint: Some(Endpoint::Qmp { socket: QMP.into() }),
             vmm_device_id: "nic0".to_owned(),
@@ -326,6 +349,7 @@ mod tests {
                 "VMM_VERSION",
                 "VMM_MEMORY_SHARED",
                 "PLACE",
+                "BARS_FIT",
                 "SOCKET_PATH_LENGTH"
             ]
         );

@@ -51,6 +51,23 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     found
 }
 
+/// The bus that the device would be on, where there is one.
+pub(super) fn bus<'a>(facts: &'a Facts, endpoint: &Endpoint, wanted: &Wanted) -> Option<&'a Bus> {
+    let segment = wanted.pci_segment.unwrap_or(0).to_string();
+    let mut buses = facts.buses.iter();
+    match endpoint {
+        Endpoint::CloudHypervisor { .. } => buses.find(|it| it.name == segment),
+        Endpoint::Qmp { .. } if wanted.bus.is_empty() => buses.find(|it| fits(it, wanted)),
+        Endpoint::Qmp { .. } => buses.find(|it| it.name == wanted.bus),
+    }
+}
+
+/// Whether a bus that nobody has chosen takes the device.
+fn fits(bus: &Bus, wanted: &Wanted) -> bool {
+    let mut slots = bus.free_slots.iter();
+    bus.has_place() && slots.any(|slot| is_slot(slot, &wanted.slot))
+}
+
 /// Whether the name is free.
 fn name(facts: &Facts, id: &str) -> Option<Finding> {
     let on_buses = facts.buses.iter().flat_map(|it| &it.devices);
@@ -90,11 +107,7 @@ fn place(facts: &Facts, wanted: &Wanted) -> Finding {
         };
         return on(bus, wanted, others);
     }
-    let fits = |it: &&Bus| {
-        let mut slots = it.free_slots.iter();
-        it.has_place() && slots.any(|slot| is_slot(slot, &wanted.slot))
-    };
-    match facts.buses.iter().find(fits) {
+    match facts.buses.iter().find(|it| fits(it, wanted)) {
         Some(bus) => on(bus, wanted, others),
         None if named.is_empty() => Finding::error(
             "NO_FREE_PLACE",

@@ -17,7 +17,7 @@ use super::plug;
 use super::status::invalid;
 use crate::clock;
 use crate::labels::{check_annotations, check_labels};
-use crate::models::{Catalogue, Model};
+use crate::models::{Bar, BarKind, Catalogue, Model};
 use crate::schema::{Violation, quoted};
 use crate::store::{Call, History, Record, RestartPolicy, SocketSpec, Spec};
 use crate::supervisor::{Configured, Device, Life, View};
@@ -447,6 +447,22 @@ pub(super) fn model(model: &Model) -> v1::Model {
         device_id: model.device_id,
         class_code: model.class_code,
         config_schema: Some(to_struct(&model.config_schema)),
+        bars: model.bars.iter().map(bar).collect(),
+    }
+}
+
+fn bar(bar: &Bar) -> v1::Bar {
+    let kind = match bar.kind {
+        BarKind::Memory32 => v1::bar::Kind::Memory32,
+        BarKind::Memory64 => v1::bar::Kind::Memory64,
+        BarKind::Io => v1::bar::Kind::Io,
+        BarKind::Unknown => v1::bar::Kind::Unspecified,
+    };
+    v1::Bar {
+        index: bar.index,
+        kind: kind.into(),
+        size_bytes: bar.size_bytes,
+        prefetchable: bar.prefetchable,
     }
 }
 

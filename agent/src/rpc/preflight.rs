@@ -31,7 +31,7 @@ pub(super) async fn diagnose(
         Some(_) => Some(plug::plug(id, &as_plug(request))?),
         None => device.as_ref().and_then(present),
     };
-    let question = question(service, device.as_ref(), plug.as_ref());
+    let question = question(service, device.as_ref(), plug.as_ref()).await;
     let found = preflight::findings(&question, &supervisor.shared.vmms).await;
     Ok(v1::DiagnoseDeviceResponse {
         findings: found.into_iter().map(finding).collect(),
@@ -49,7 +49,7 @@ pub(super) async fn check(
     if device.record.attachment.is_some() || device.record.has_met(call)? {
         return Ok(());
     }
-    let question = question(service, Some(device), Some(plug));
+    let question = question(service, Some(device), Some(plug)).await;
     let checked = preflight::check(&question, &service.supervisor.shared.vmms).await;
     checked.map_err(|found| status::unfit(&device.record.id, found))
 }
@@ -76,11 +76,16 @@ fn present(device: &Device) -> Option<Plug> {
     })
 }
 
-fn question(service: &Service, device: Option<&Device>, plug: Option<&Plug>) -> Question {
+async fn question(service: &Service, device: Option<&Device>, plug: Option<&Plug>) -> Question {
     let supervisor = &service.supervisor;
+    // Without a catalogue the other checks are worth as much.
+    let catalogue = supervisor.shared.models.get().await.ok();
     let subject = device.map(|device| {
         let socket = PathBuf::from(supervisor.shared.socket_path(&device.record.id));
-        Subject::new(device, socket)
+        let models = catalogue.as_ref().map(|it| &it.models);
+        let model = models.and_then(|it| it.get(&device.record.spec.model));
+        let bars = model.map_or_else(Vec::new, |it| it.bars.clone());
+        Subject::new(device, socket, bars)
     });
     let own = device.map(|it| &*it.record.id);
     Question {

@@ -62,6 +62,16 @@ pub(crate) struct Bus {
     pub(crate) devices: Vec<String>,
     /// The same by slot, as far as the VMM tells who is where.
     pub(crate) taken_slots: Vec<(String, String)>,
+    pub(crate) windows: Windows,
+}
+
+/// What of address space a bus leads on to its devices, in bytes. Nothing where its machine's firmware decides, which
+/// leaves enough for most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Windows {
+    pub(crate) io_bytes: Option<u64>,
+    /// Memory below 4 GiB that is not prefetchable.
+    pub(crate) memory_bytes: Option<u64>,
 }
 
 impl Bus {

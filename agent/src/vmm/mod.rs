@@ -32,7 +32,7 @@ mod said;
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use error::Error;
 pub(crate) use events::{Event, Events};
-pub(crate) use facts::{Bus, Facts, Found, Memory, Owner};
+pub(crate) use facts::{Bus, Facts, Found, Memory, Owner, Windows};
 
 /// Where a VMM is controlled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -1,6 +1,6 @@
 //! `vfuctl models`
 
-use proto::v1::{ListModelsRequest, Model};
+use proto::v1::{Bar, ListModelsRequest, Model, bar};
 use serde_json::json;
 
 use crate::{
@@ -78,6 +78,26 @@ fn pci_id(model: &Model) -> String {
     format!("{:04x}:{:04x}", model.vendor_id, model.device_id)
 }
 
+/// What a guest reaches by it.
+fn space(bar: &Bar) -> String {
+    let size = match bar.size_bytes {
+        bytes if bytes > 0 && bytes % 1024 == 0 => format!("{} KiB", bytes / 1024),
+        bytes => format!("{bytes} bytes"),
+    };
+    let kind = match bar.kind() {
+        bar::Kind::Memory32 => "of memory below 4 GiB",
+        bar::Kind::Memory64 => "of memory",
+        bar::Kind::Io => "of I/O ports",
+        bar::Kind::Unspecified => "",
+    };
+    let prefetchable = if bar.prefetchable {
+        ", prefetchable"
+    } else {
+        ""
+    };
+    format!("{size} {kind}{prefetchable}")
+}
+
 /// The schema of `model`'s configuration.
 pub(crate) fn schema(model: &Model) -> Schema {
     let root = model.config_schema.as_ref().map(from_struct);
@@ -122,6 +142,14 @@ fn page(model: &Model) -> String {
         "Class:",
         model.class_code,
     );
+    if !model.bars.is_empty() {
+        text.truncate(text.len() - 1);
+        for bar in &model.bars {
+            let name = format!("BAR {}:", bar.index);
+            text.push_str(&format!("{name:14}{}\n", space(bar)));
+        }
+        text.push('\n');
+    }
     text.push_str(&table(
         &["FIELD", "TYPE", "DEFAULT", "UPDATE", "DESCRIPTION"],
         rows,
@@ -142,6 +170,20 @@ pub(crate) mod tests {
             device_id: 0x100e,
             class_code: 0x02_0000,
             config_schema: document().as_object().map(to_struct),
+            bars: vec![
+                Bar {
+                    index: 0,
+                    kind: bar::Kind::Memory32.into(),
+                    size_bytes: 128 << 10,
+                    prefetchable: false,
+                },
+                Bar {
+                    index: 2,
+                    kind: bar::Kind::Io.into(),
+                    size_bytes: 64,
+                    prefetchable: false,
+                },
+            ],
         }
     }
 
@@ -163,6 +205,8 @@ e1000   8086:100e   020000   Intel 82540EM Gigabit Ethernet
             page.starts_with("Name:         e1000\nDescription:  Intel 82540EM"),
             "{page}"
         );
+        let bars = "BAR 0:        128 KiB of memory below 4 GiB\nBAR 2:        64 bytes of I/O ports\n\nFIELD";
+        assert!(page.contains(bars), "{page}");
         for line in [
             "FIELD             TYPE             DEFAULT    UPDATE   DESCRIPTION",
             "net.stream.mode   connect|listen   required   no       <none>",

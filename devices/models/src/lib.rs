@@ -9,6 +9,7 @@ mod error;
 mod tests;
 mod update;
 
+use pci::Bar;
 use serde::Serialize;
 
 pub use error::{Error, Kind};
@@ -26,6 +27,9 @@ pub struct Model {
     pub device_id: u16,
     /// Base class, subclass and programming interface, 24 bits.
     pub class_code: u32,
+    /// What it has in memory and I/O space, unless its configuration says otherwise.
+    #[serde(serialize_with = "write_bars")]
+    pub bars: [Option<Bar>; 6],
     /// JSON Schema of the model's configuration. A field that can change while the device lives has `x-vfu-mutable`.
     #[serde(serialize_with = "write_schema", rename = "config_schema")]
     config_schema: fn() -> schemars::Schema,
@@ -45,6 +49,7 @@ pub(crate) const E1000: Model = Model {
     vendor_id: 0x8086,
     device_id: 0x100e,
     class_code: 0x02_0000,
+    bars: e1000::BARS,
     config_schema: || schemars::schema_for!(e1000::Config),
     open: |config, seed| Ok(Box::new(e1000::open(error::parse(config)?, seed)?)),
 };
@@ -88,4 +93,34 @@ fn write_schema<S: serde::Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     schema().serialize(serializer)
+}
+
+/// A Base Address Register of a model.
+#[derive(Serialize)]
+struct WrittenBar {
+    index: usize,
+    kind: &'static str,
+    size_bytes: u32,
+    prefetchable: bool,
+}
+
+fn write_bars<S: serde::Serializer>(
+    bars: &[Option<Bar>; 6],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let written = bars.iter().enumerate().filter_map(|(index, bar)| {
+        let bar = (*bar)?;
+        Some(WrittenBar {
+            index,
+            kind: match bar {
+                Bar::Memory { .. } => "MEMORY_32",
+                Bar::Memory64 { .. } => "MEMORY_64",
+                Bar::Io { .. } => "IO",
+            },
+            size_bytes: bar.size_bytes(),
+            // Reading a device's registers changes them.
+            prefetchable: false,
+        })
+    });
+    serializer.collect_seq(written)
 }

@@ -20,6 +20,13 @@ fn the_catalogue_shows_ids_and_schema() {
     assert_eq!(e1000["vendor_id"], 32902);
     assert_eq!(e1000["device_id"], 4110);
     assert_eq!(e1000["class_code"], 131_072);
+    assert_eq!(
+        e1000["bars"],
+        json!([
+            {"index": 0, "kind": "MEMORY_32", "size_bytes": 131_072, "prefetchable": false},
+            {"index": 2, "kind": "IO", "size_bytes": 64, "prefetchable": false},
+        ])
+    );
     let schema = &e1000["config_schema"];
     assert_eq!(*schema, catalogue()[0].config_schema());
     assert_eq!(schema["type"], "object");
@@ -37,6 +44,7 @@ fn the_catalogue_shows_ids_and_schema() {
 fn a_device_opens_with_nothing_configured() {
     let device = open("e1000", json!({}), SEED).unwrap();
     assert_eq!(device.identity().device_id, 0x100e);
+    assert_eq!(device.identity().bars, catalogue()[0].bars);
     open(
         "e1000",
         json!({"mac": "52:54:00:AB:cd:ef", "net": {"loopback": {}}}),

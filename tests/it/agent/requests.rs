@@ -1,5 +1,7 @@
 //! What the API answers: what is refused and why, and how the agent and its models describe themselves.
 
+use proto::v1::bar::Kind as BarKind;
+
 use super::*;
 
 #[tokio::test]
@@ -338,6 +340,15 @@ async fn models_and_the_agent_describe_themselves() {
             .unwrap()
             .fields
             .contains_key("properties")
+    );
+    let bars = e1000.bars.iter();
+    let bars: Vec<_> = bars
+        .map(|it| (it.index, it.kind(), it.size_bytes))
+        .collect();
+    assert_eq!(
+        bars,
+        [(0, BarKind::Memory32, 128 << 10), (2, BarKind::Io, 64)],
+        "{e1000:?}"
     );
     let name = "models/e1000".to_owned();
     assert_eq!(

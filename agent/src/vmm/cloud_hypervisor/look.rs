@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::super::{Bus, Error, Facts, Found, Memory, Placed, said};
+use super::super::{Bus, Error, Facts, Found, Memory, Placed, Windows, said};
 use super::http::{Call, stranger};
 use super::wire::{self, Address, Info, Node, UserDevice};
 use super::{ANSWER, CloudHypervisor, NEEDED};
@@ -118,9 +118,11 @@ impl Info {
     fn bus(&self, segment: u16, is_behind_iommu: bool) -> Bus {
         let mut free: Vec<u8> = (1..SLOTS).collect();
         let mut devices = Vec::new();
+        let mut taken_slots = Vec::new();
         for (id, node) in self.device_tree.iter().flatten() {
             if let Some(address) = node.address().filter(|it| it.segment == segment) {
                 free.retain(|slot| *slot != address.device);
+                taken_slots.push((format!("{:x}", address.device), said::text(id)));
                 devices.push(said::text(id));
                 devices.extend(node.children.iter().map(|it| said::text(it)));
             }
@@ -134,8 +136,12 @@ impl Info {
             kind: kind.to_owned(),
             is_hotpluggable: !is_behind_iommu,
             free_slots: free.iter().map(|slot| format!("{slot:x}")).collect(),
-            // It does not tell who is where.
-            taken_slots: Vec::new(),
+            taken_slots,
+            windows: Windows {
+                // Of its segments only the first one's bridge decodes ports.
+                io_bytes: (segment != 0).then_some(0),
+                memory_bytes: None,
+            },
             devices,
         }
     }

@@ -103,6 +103,28 @@ fn load_addresses(regs: &mut Regs, eeprom: &Eeprom, management: ManagementContro
     regs.set(spec::IPAV, valid);
 }
 
+const MEMORY: u32 = spec::MEMORY_BAR_BYTES;
+const IO: Bar = Bar::Io {
+    size_bytes: spec::IO_BAR_BYTES,
+};
+/// The registers of a card on a bus of 32 bits. The Flash, which there is none of, would lie between the two (table 4-2).
+pub(crate) const BARS: [Option<Bar>; 6] = [
+    Some(Bar::Memory { size_bytes: MEMORY }),
+    None,
+    Some(IO),
+    None,
+    None,
+    None,
+];
+const BARS_64: [Option<Bar>; 6] = [
+    Some(Bar::Memory64 { size_bytes: MEMORY }),
+    None,
+    None,
+    None,
+    Some(IO),
+    None,
+];
+
 /// Section 6.3.3.3, for a card without auxiliary power.
 fn power() -> PowerCapabilities {
     PowerCapabilities::new()
@@ -146,18 +168,7 @@ impl Controller {
         if !init2.msi_disable() {
             identity.capabilities.push((0xf0, Capability::Msi));
         }
-        // The Flash, which there is none of, would lie between the two (table 4-2).
-        let size_bytes = spec::MEMORY_BAR_BYTES;
-        let io = Bar::Io {
-            size_bytes: spec::IO_BAR_BYTES,
-        };
-        if init1.bars_32() {
-            identity.bars[0] = Some(Bar::Memory { size_bytes });
-            identity.bars[2] = Some(io);
-        } else {
-            identity.bars[0] = Some(Bar::Memory64 { size_bytes });
-            identity.bars[4] = Some(io);
-        }
+        identity.bars = if init1.bars_32() { BARS } else { BARS_64 };
         identity
     }
 }

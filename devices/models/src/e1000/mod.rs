@@ -44,6 +44,7 @@ use pci::{
 use serde_json::Value;
 use tracing::warn;
 
+pub(crate) use autoload::BARS;
 use autoload::Occasion;
 pub use chip::{Board, Chip};
 pub use config::{Config, Link, MacAddress};

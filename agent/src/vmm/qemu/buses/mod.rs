@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::said;
-use super::super::{Bus, Error, Wanted};
+use super::super::{Bus, Error, Wanted, Windows};
 use super::wire::PERIPHERAL;
 
 /// QEMU's types of PCI buses.
@@ -36,6 +36,8 @@ pub(super) struct Object {
     /// Whether ACPI plugs and unplugs devices here.
     is_acpi: bool,
     hotplug_handler: Option<String>,
+    /// What a port or a bridge asks the firmware to leave for devices that come later.
+    windows: Windows,
     /// The buses that it has, by name.
     pub(super) buses: Vec<String>,
     /// The objects that have a place in it, by path.
@@ -76,6 +78,8 @@ impl Object {
                 }
                 "parent_bus" => object.parent_bus = text(),
                 "hotplug" => object.hotplug = value.as_bool(),
+                "io-reserve" => object.windows.io_bytes = reserved(&value),
+                "mem-reserve" => object.windows.memory_bytes = reserved(&value),
                 "acpi-pcihp-bsel" => object.is_acpi = true,
                 "hotplug-handler" => object.hotplug_handler = text(),
                 _ => match inner(&kind) {
@@ -88,6 +92,11 @@ impl Object {
         }
         object
     }
+}
+
+/// A size that was given; the largest number is QEMU's word for none.
+fn reserved(value: &Value) -> Option<u64> {
+    value.as_u64().filter(|it| *it != u64::MAX)
 }
 
 /// `child<e1000>` is a child and an e1000.
@@ -195,6 +204,7 @@ fn describe(objects: &Objects, path: &str, bus: &Object) -> Bus {
         // A bus that neither ACPI nor its own bridge or port serves has a handler all the same, which refuses.
         is_hotpluggable: bus.is_acpi || (handles_itself && allowed),
         free_slots: free.map(|slot| format!("{slot:x}")).collect(),
+        windows: owner.map(|it| it.windows).unwrap_or_default(),
         taken_slots: devices
             .iter()
             .filter_map(|(slot, name)| Some((format!("{:x}", (*slot)?), name.clone())))

@@ -10,6 +10,7 @@ fn bus(name: &str, is_hotpluggable: bool, free: &[&str]) -> Bus {
         free_slots: free.iter().map(|it| (*it).to_owned()).collect(),
         devices: vec!["disk".to_owned()],
         taken_slots: vec![("4".to_owned(), "disk".to_owned())],
+        windows: Windows::default(),
     }
 }
 
@@ -80,4 +81,19 @@ fn a_place_that_is_none_is_refused_with_those_that_are_free() {
 fn a_machine_without_a_place_is_told_how_to_get_one() {
     let error = choose(&[bus("full", true, &[])], &wanted("", "")).unwrap_err();
     assert!(error.to_string().contains("more root ports"), "{error}");
+}
+
+#[test]
+fn what_a_port_reserves_for_its_devices_is_read() {
+    let told = |io: &str| {
+        let properties = format!(
+            r#"[{{"name": "io-reserve", "type": "size", "value": {io}}},
+                {{"name": "mem-reserve", "type": "size", "value": 65536}}]"#
+        );
+        let properties = serde_json::from_str(&properties).unwrap();
+        Object::new(Properties { properties }).windows
+    };
+    assert_eq!(told("18446744073709551615").io_bytes, None);
+    let none = told("0");
+    assert_eq!((none.io_bytes, none.memory_bytes), (Some(0), Some(65536)));
 }

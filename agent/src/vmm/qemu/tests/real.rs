@@ -8,7 +8,7 @@ use tests::image::Image;
 use tests::{Device, command, require};
 
 use super::{LIMIT, ask, endpoint, next, plug, vmms};
-use crate::vmm::{Endpoint, Error, Event, Placed};
+use crate::vmm::{Endpoint, Error, Event, Placed, Windows};
 
 /// Four ports, of which one takes nothing and one has a bridge with a card behind it.
 const PORTS: &str = "-device pcie-root-port,id=rp0,chassis=1 -device pcie-root-port,id=rp1,chassis=2 \
@@ -77,7 +77,8 @@ fn e1000() -> Device {
 async fn what_qemu_is_and_has_is_told_before_its_firmware_has_run() {
     require!(Qemu);
     let machine = "q35,memory-backend=memory";
-    let qemu = Qemu::start(machine, &format!("{SHARED} {PORTS}"));
+    let tight = "-device pcie-root-port,id=tight,chassis=5,io-reserve=0,mem-reserve=1M";
+    let qemu = Qemu::start(machine, &format!("{SHARED} {PORTS} {tight}"));
     let (_stop, vmms) = vmms();
     let vm = vmms.open(&qemu.endpoint()).await.unwrap();
     let facts = vm.facts().await.unwrap();
@@ -109,6 +110,14 @@ async fn what_qemu_is_and_has_is_told_before_its_firmware_has_run() {
     assert!(!bus("pcie.0").is_hotpluggable);
     assert!(bus("pcie.0").devices.contains(&"rp0".to_owned()));
     assert_eq!(facts.buses[0].name, "rp0");
+    let card = ("7".to_owned(), "card".to_owned());
+    assert!(bus("bridge").taken_slots.contains(&card));
+    assert_eq!(bus("rp0").windows, Windows::default());
+    let tight = Windows {
+        io_bytes: Some(0),
+        memory_bytes: Some(1 << 20),
+    };
+    assert_eq!(bus("tight").windows, tight);
     assert_eq!(facts.devices, []);
     assert_eq!(vm.find("card").await.unwrap(), None);
 }
