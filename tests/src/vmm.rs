@@ -34,6 +34,9 @@ struct Machine {
     /// How often it has taken a device of this name.
     additions: BTreeMap<String, u32>,
     guest_refuses: bool,
+    lies: bool,
+    /// What it says that it has not, and is connected to.
+    hidden: Vec<Client>,
     is_over: bool,
     connection: Option<UnixStream>,
 }
@@ -80,6 +83,15 @@ impl Vmm {
         machine.additions.get(id).copied().unwrap_or_default()
     }
 
+    /// Whether it says from now on that it has let go of a device, and stays connected to it.
+    pub fn lies(&self, lies: bool) {
+        let mut machine = lock(&self.machine);
+        machine.lies = lies;
+        if !lies {
+            machine.hidden.clear();
+        }
+    }
+
     /// Whether the guest keeps the devices that it is asked for from now on.
     pub fn guest_refuses(&self, refuses: bool) {
         lock(&self.machine).guest_refuses = refuses;
@@ -91,6 +103,7 @@ impl Drop for Vmm {
         let mut machine = lock(&self.machine);
         machine.is_over = true;
         machine.devices.clear();
+        machine.hidden.clear();
         if let Some(stream) = machine.connection.take() {
             // It may be closed already.
             let _ = stream.shutdown(Shutdown::Both);
@@ -158,7 +171,8 @@ impl Machine {
                 (Ok(json!({})), Some(("DEVICE_UNPLUG_GUEST_ERROR", id)))
             }
             "device_del" => {
-                self.devices.remove(&id);
+                let removed = self.devices.remove(&id).map(|(_, client)| client);
+                self.hidden.extend(removed.filter(|_| self.lies));
                 (Ok(json!({})), Some(("DEVICE_DELETED", id)))
             }
             _ => (self.tell(operation, arguments), None),

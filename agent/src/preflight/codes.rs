@@ -118,6 +118,7 @@ fn attachment() -> Attachment {
         vmm_device_id: "nic0".to_owned(),
         wanted: Wanted::default(),
         placed: Placed::default(),
+        process: None,
         create_time: SystemTime::UNIX_EPOCH,
         update_time: SystemTime::UNIX_EPOCH,
     }

@@ -326,6 +326,9 @@ impl From<Error> for Status {
             }
             Error::NotPlugged { id, .. } => about(id, "NOT_PLUGGED", Code::FailedPrecondition),
             Error::PlugEnded { id } => about(id, "UNPLUGGED_MEANWHILE", Code::Aborted),
+            Error::NameTaken { id, .. } => {
+                about(id, "VMM_DEVICE_ID_TAKEN", Code::FailedPrecondition)
+            }
             Error::GuestLate { id, .. } => about(id, "GUEST_LATE", Code::DeadlineExceeded),
             Error::Vmm { id, source } => {
                 let (reason, code) = of_vmm(source);

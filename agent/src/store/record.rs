@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::limits::Limits;
-use crate::vmm::{Endpoint, Placed, Wanted};
+use crate::vmm::{Endpoint, Placed, Process, Wanted};
 
 /// A device as its caller wants it, and what identifies it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +49,9 @@ pub(crate) struct Attachment {
     pub(crate) wanted: Wanted,
     /// Where it is, once the VMM has taken it.
     pub(crate) placed: Placed,
+    /// The VMM's process, once the VMM has taken it, where it can be seen.
+    #[serde(default)]
+    pub(crate) process: Option<Process>,
     pub(crate) create_time: SystemTime,
     /// Since when `stage` holds.
     pub(crate) update_time: SystemTime,

@@ -105,6 +105,15 @@ pub(crate) enum Error {
     #[error("device {id} was unplugged before it was plugged")]
     PlugEnded { id: String },
     #[error(
+        "device {id} can't have the name {vmm_device_id} in this VMM, which device {holder} has: choose another one \
+         (vmm_device_id; vfuctl: --id)"
+    )]
+    NameTaken {
+        id: String,
+        vmm_device_id: String,
+        holder: String,
+    },
+    #[error(
         "device {id}: its guest has not let go of it within {patience:?}; it works on, and may be let go of later"
     )]
     GuestLate { id: String, patience: Duration },

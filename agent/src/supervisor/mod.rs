@@ -19,6 +19,7 @@ mod find;
 mod history;
 mod leave;
 mod log;
+mod names;
 mod plug;
 mod release;
 mod request;
@@ -48,6 +49,7 @@ use self::device::{Begin, Task};
 use self::drain::Drain;
 pub(crate) use self::error::{Error, StartError};
 pub(crate) use self::fd::watch as watch_fd;
+use self::names::Names;
 pub(crate) use self::plug::{Method, Plug};
 use self::request::Request;
 pub(crate) use self::request::Update;
@@ -86,6 +88,7 @@ pub(crate) struct Shared {
     store: Store,
     pub(crate) drain: Drain,
     pub(crate) vmms: Vmms,
+    names: Names,
     starts: Arc<Semaphore>,
     /// Device processes that may be starting at once.
     pub(crate) start_limit: usize,
@@ -248,6 +251,7 @@ impl Supervisor {
             store,
             drain,
             vmms: Vmms::new(shutdown.clone()),
+            names: Names::default(),
             starts: Arc::new(Semaphore::new(starting)),
             start_limit: starting,
             devices: Mutex::default(),

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::attach::{self, Action, Event};
 use super::device::Task;
 use super::error::Error;
+use super::names::Name;
 use super::release::Asked;
 use super::request::Reply;
 use super::state;
@@ -60,6 +61,8 @@ impl Plug {
 #[derive(Debug, Default)]
 pub(super) struct Place {
     state: Option<attach::State>,
+    /// Its name in its VMM, which no other device has.
+    name: Option<Name>,
     calls: JoinSet<Answer>,
     /// What happens in the VMM. Keeps the way to it open.
     events: Option<vmm::Events>,
@@ -213,6 +216,13 @@ impl Task {
         if self.record.attachment.is_some() {
             return Ok(true);
         }
+        let id = &self.record.id;
+        let taken = self.shared.names.take(&plug.vmm, &plug.vmm_device_id, id);
+        let name = taken.map_err(|holder| Error::NameTaken {
+            id: id.clone(),
+            vmm_device_id: plug.vmm_device_id.clone(),
+            holder,
+        })?;
         let now = clock::now();
         let attachment = Attachment {
             stage: Stage::Plugging,
@@ -220,6 +230,7 @@ impl Task {
             vmm_device_id: plug.vmm_device_id,
             wanted: plug.wanted,
             placed: Placed::default(),
+            process: None,
             create_time: now,
             update_time: now,
         };
@@ -227,6 +238,7 @@ impl Task {
         steps::reached("plug.recorded");
         self.note(Severity::Normal, "PLUGGING", "a VMM is asked to take it");
         self.place.state = Some(attach::State::plugging());
+        self.place.name = Some(name);
         self.carry_to_vmm(Action::Plug);
         Ok(true)
     }
@@ -340,6 +352,8 @@ impl Task {
         let Some(attachment) = self.record.attachment.as_deref() else {
             return;
         };
+        let (vmm, name) = (&attachment.vmm, &attachment.vmm_device_id);
+        self.place.name = self.shared.names.take(vmm, name, &self.record.id).ok();
         self.place.state = Some(attach::State::found(attachment.stage));
         self.place.patience = PATIENCE;
         self.carry_to_vmm(Action::Find);
@@ -362,9 +376,17 @@ impl Task {
 
     /// The device is out, and its client has gone or has had its time.
     fn parted(&mut self) {
-        if self.place.parting.take().is_some() {
-            self.answer_waiters(None);
+        if self.place.parting.take().is_none() {
+            return;
         }
+        if let Err(error) = self.view.check_use(&self.record.id, false) {
+            warn!(error = chain(&error), "a VMM says that it has let go");
+            for reply in self.place.out_waiters.drain(..) {
+                // A caller that went away does not want the answer.
+                let _ = reply.send(self.view.check_use(&self.record.id, false));
+            }
+        }
+        self.answer_waiters(None);
     }
 
     /// Whether the device is in no VMM, or that is not to matter.
@@ -439,16 +461,18 @@ impl Task {
             _ => "plug.answered",
         };
         steps::reached(step);
+        let process = vm.as_ref().and_then(Vm::process);
         if let Some(vm) = vm
             && self.place.events.is_none()
         {
             self.place.events = Some(vm.events());
         }
         if let (Some(placed), Some(attachment)) = (placed, &self.record.attachment)
-            && attachment.placed != placed
+            && (&attachment.placed, attachment.process) != (&placed, process)
         {
             let attachment = Attachment {
                 placed,
+                process,
                 ..(**attachment).clone()
             };
             self.record_place_late(Some(attachment)).await;
@@ -521,8 +545,13 @@ impl Task {
     /// The device is in no VMM any more.
     async fn forget_place(&mut self, event: Event) {
         self.place.events = None;
+        self.place.name = None;
         self.place.calls.abort_all();
         self.place.calls = JoinSet::new();
+        if event != Event::Refused {
+            // A VMM can be done before its process has told of the client. Boxed, for what it hears can lead here.
+            Box::pin(self.refresh()).await;
+        }
         let is_connected = event != Event::Refused && self.view.life == Life::Connected;
         self.place.parting = is_connected.then(|| Instant::now() + PARTING);
         match event {
@@ -652,10 +681,23 @@ async fn plug_into(shared: &Shared, endpoint: &Endpoint, plug: &vmm::Plug) -> An
     }
 }
 
+/// The way to the VMM that was given the device: another one that has come to its socket is told from it.
+async fn open_again(shared: &Shared, attachment: &Attachment) -> Result<Vm, Answer> {
+    let opened = shared.vmms.open(&attachment.vmm).await;
+    let vm = opened.map_err(|error| Answer::no_way(error, attachment.process))?;
+    match (attachment.process, vm.process()) {
+        (Some(then), Some(now)) if then != now => {
+            let path = attachment.vmm.path().to_owned();
+            Err(Answer::failed(Event::Gone, vmm::Error::Gone { path }, None))
+        }
+        _ => Ok(vm),
+    }
+}
+
 async fn unplug_from(shared: &Shared, attachment: &Attachment, patience: Duration) -> Answer {
-    let vm = match shared.vmms.open(&attachment.vmm).await {
+    let vm = match open_again(shared, attachment).await {
         Ok(vm) => vm,
-        Err(error) => return Answer::no_way(error),
+        Err(answer) => return answer,
     };
     match vm.unplug(&attachment.vmm_device_id, patience).await {
         Ok(()) => Answer {
@@ -676,9 +718,9 @@ async fn unplug_from(shared: &Shared, attachment: &Attachment, patience: Duratio
 }
 
 async fn find_in(shared: &Shared, attachment: &Attachment) -> Answer {
-    let vm = match shared.vmms.open(&attachment.vmm).await {
+    let vm = match open_again(shared, attachment).await {
         Ok(vm) => vm,
-        Err(error) => return Answer::no_way(error),
+        Err(answer) => return answer,
     };
     match vm.find(&attachment.vmm_device_id).await {
         Ok(found) => Answer {
@@ -707,18 +749,19 @@ impl Answer {
         }
     }
 
-    /// There is no way to a VMM that had the device: either nobody listens there any more, or that is not certain.
-    fn no_way(error: vmm::Error) -> Self {
-        let event = match &error {
-            vmm::Error::Unreachable { source, .. }
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                Event::Gone
-            }
-            _ => Event::Unknown,
+    /// There is no way to a VMM that had the device: either it has ended, or that is not certain. Its socket can be removed
+    /// while it lives.
+    fn no_way(error: vmm::Error, process: Option<vmm::Process>) -> Self {
+        let is_over = match &error {
+            vmm::Error::Unreachable { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ),
+            _ => false,
+        };
+        let event = match is_over && !process.is_some_and(vmm::Process::lives) {
+            true => Event::Gone,
+            false => Event::Unknown,
         };
         Self::failed(event, error, None)
     }

@@ -70,7 +70,7 @@ impl Task {
 
     /// Asks the process how it is: a client that has just ended may not have been reported yet. What does not answer
     /// stays as it was.
-    async fn refresh(&mut self) {
+    pub(super) async fn refresh(&mut self) {
         let asked = self
             .control
             .as_ref()

@@ -20,12 +20,32 @@ pub(super) fn owner(stream: &UnixStream) -> io::Result<Owner> {
     })
 }
 
+/// A process, told from every later one with its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Process {
+    pid: i32,
+    /// When it began, in the kernel's ticks.
+    began: u64,
+}
+
+impl Process {
+    /// The one that has this number now.
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        let began = began(pid)?;
+        Some(Self { pid, began })
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn lives(self) -> bool {
+        began(self.pid) == Some(self.began)
+    }
+}
+
 /// By what one run of a VMM is told from the next on the same path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     path: PathBuf,
-    /// The pid, and when the process with it began, in the kernel's ticks.
-    process: Option<(i32, u64)>,
+    process: Option<Process>,
     /// Device and inode of the socket, and when it was made: the next one can have the same inode.
     socket: Option<(u64, u64, Option<SystemTime>)>,
 }
@@ -33,7 +53,7 @@ pub(super) struct Identity {
 impl Identity {
     /// Of the VMM that has the socket at `path`.
     pub(super) fn of(owner: Owner, path: &Path) -> Self {
-        let process = owner.pid.and_then(|pid| Some((pid, began(pid)?)));
+        let process = owner.pid.and_then(Process::of);
         let socket = std::fs::metadata(path).ok();
         Self {
             path: path.to_owned(),
@@ -59,9 +79,7 @@ impl Identity {
             // Nobody has the socket open.
             io::ErrorKind::ConnectionRefused => true,
             // A VMM that ends in order removes it; others can remove it, too.
-            io::ErrorKind::NotFound => {
-                (self.process).is_none_or(|(pid, time)| began(pid) != Some(time))
-            }
+            io::ErrorKind::NotFound => self.process.is_none_or(|it| !it.lives()),
             _ => false,
         }
     }

@@ -33,6 +33,7 @@ use cloud_hypervisor::CloudHypervisor;
 pub(crate) use error::Error;
 pub(crate) use events::{Event, Events};
 pub(crate) use facts::{Bus, Facts, Found, Memory, Owner, Windows};
+pub(crate) use identity::Process;
 
 /// Where a VMM is controlled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -184,6 +185,15 @@ impl Driver {
 }
 
 impl Vm {
+    /// The process that serves its control socket, where that can be seen.
+    pub(crate) fn process(&self) -> Option<Process> {
+        let owner = match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.owner(),
+            Driver::Qemu(qemu) => qemu.owner(),
+        };
+        owner.pid.and_then(Process::of)
+    }
+
     /// What it is and has. Takes several questions, and changes nothing.
     pub(crate) async fn facts(&self) -> Result<Facts, Error> {
         match &*self.driver {

@@ -226,3 +226,105 @@ async fn on_a_machine_without_ports_devices_are_in_slots_of_its_bus() {
     assert_eq!(attached(&address).unwrap().address, "0000:00:1f.0");
     guest.kill().unwrap();
 }
+
+#[tokio::test]
+async fn two_devices_never_have_one_name_in_a_vmm() {
+    let host = Host::start().await;
+    let vmm = tests::Vmm::start(&qmp_path(&host)).unwrap();
+    let devices = host.devices().await;
+    for id in ["nic0", "nic1"] {
+        create(&mut devices.clone(), nic(id)).await;
+    }
+    for round in 0..8 {
+        let plug = |id: &str| {
+            let mut devices = devices.clone();
+            let request = PlugDeviceRequest {
+                vmm_device_id: "card".to_owned(),
+                ..plug(&host, id)
+            };
+            async move { devices.plug_device(request).await }
+        };
+        let (one, other) = tokio::join!(plug("nic0"), plug("nic1"));
+        let (id, refused) = match (one, other) {
+            (Ok(_), Err(refused)) => ("nic0", refused),
+            (Err(refused), Ok(_)) => ("nic1", refused),
+            both => panic!("round {round}: {both:?}"),
+        };
+        assert_eq!(reason(&refused), "VMM_DEVICE_ID_TAKEN", "{refused:?}");
+        assert_eq!(vmm.devices(), ["card"]);
+        devices.clone().unplug_device(unplug(id)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_that_says_it_has_let_go_and_stays_is_named() {
+    let host = Host::start().await;
+    let vmm = tests::Vmm::start(&qmp_path(&host)).unwrap();
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    vmm.lies(true);
+    let refused = devices.unplug_device(unplug("nic0")).await.unwrap_err();
+    assert_eq!(reason(&refused), "CLIENT_CONNECTED", "{refused:?}");
+    assert!(refused.message().contains(&std::process::id().to_string()));
+    assert_eq!(attached(&get(&mut devices, "nic0").await), None);
+    vmm.lies(false);
+    wait_for(&mut devices, "nic0", "without a client", |it| {
+        state(it) == State::Ready
+    })
+    .await;
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+}
+
+/// The agent has no session to tell them apart: it is a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_vmm_at_the_same_socket_keeps_its_device_of_the_same_name() {
+    require!(Qemu);
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    let other = create(&mut devices, nic("nic1")).await;
+    let socket = other.status.unwrap().socket_path;
+    let first = tokio::task::block_in_place(|| machine(&host).boot()).unwrap();
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    host.end_agent(Signal::SIGKILL);
+    first.kill().unwrap();
+    fs::remove_file(qmp_path(&host)).unwrap();
+    let card = json!({"driver": "vfio-user-pci", "id": "nic0", "bus": "port0",
+                      "socket": {"type": "unix", "path": socket}});
+    let second = machine(&host).arg("-device").arg(card.to_string());
+    let mut second = tokio::task::block_in_place(|| second.boot()).unwrap();
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    wait_for(&mut devices, "nic0", "in no VMM", |it| {
+        attached(it).is_none() && state(it) == State::Ready
+    })
+    .await;
+    devices.unplug_device(unplug("nic0")).await.unwrap();
+    let there = second.qmp("query-pci", json!({})).unwrap();
+    assert!(there.to_string().contains("nic0"), "{there}");
+    second.kill().unwrap();
+}
+
+/// Somebody has removed its socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_lives_and_can_not_be_asked_has_its_device_still() {
+    require!(Qemu);
+    let mut host = Host::start().await;
+    let mut devices = host.devices().await;
+    create(&mut devices, nic("nic0")).await;
+    let guest = tokio::task::block_in_place(|| machine(&host).boot()).unwrap();
+    devices.plug_device(plug(&host, "nic0")).await.unwrap();
+    host.end_agent(Signal::SIGKILL);
+    let aside = host.path("aside");
+    fs::rename(qmp_path(&host), &aside).unwrap();
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let refused = devices.unplug_device(unplug("nic0")).await.unwrap_err();
+    assert!(refused.message().contains("vm-qmp.sock"), "{refused:?}");
+    let device = get(&mut devices, "nic0").await;
+    assert!(attached(&device).is_some(), "{device:?}");
+    fs::rename(aside, qmp_path(&host)).unwrap();
+    devices.unplug_device(unplug("nic0")).await.unwrap();
+    guest.kill().unwrap();
+}

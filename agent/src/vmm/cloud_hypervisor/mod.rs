@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::events::Receiver;
-use super::{Error, Event, Placed, Plug, said};
+use super::{Error, Event, Owner, Placed, Plug, said};
 
 mod http;
 mod look;
@@ -70,6 +70,10 @@ impl CloudHypervisor {
 
     pub(super) fn is_over(&self) -> bool {
         self.session.is_over()
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        self.session.owner
     }
 
     pub(super) fn events(&self) -> Receiver {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::events::Receiver;
 use super::said;
-use super::{Error, Event, Placed, Plug};
+use super::{Error, Event, Owner, Placed, Plug};
 
 mod buses;
 mod connection;
@@ -71,6 +71,10 @@ impl Qemu {
 
     pub(super) fn is_over(&self) -> bool {
         self.session.is_over()
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        self.session.owner
     }
 
     pub(super) fn events(&self) -> Receiver {
