@@ -32,6 +32,21 @@ pub(crate) enum Command {
         json: bool,
     },
     Probe(Probe),
+    External(External),
+}
+
+/// Runs another program as a device's server, for an agent: starts it, tells the agent of its clients, and ends with it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct External {
+    /// What to start, and what it is like: JSON, or @FILE to read it from.
+    #[arg(long, value_name = "JSON|@FILE")]
+    pub(crate) config: String,
+    /// The inherited listening AF_UNIX stream socket that the program serves, when it takes one.
+    #[arg(long, value_name = "N")]
+    pub(crate) fd: Option<RawFd>,
+    /// Take commands and report status on this inherited listening AF_UNIX seqpacket socket.
+    #[arg(long, value_name = "N")]
+    pub(crate) control_fd: RawFd,
 }
 
 /// Shows the device that a vfio-user server offers on a socket, as `lspci -vvv` would.

@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use nix::sys::socket::UnixCredentials;
 use pci::UpdateError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -56,6 +57,20 @@ pub(crate) struct Client {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) executable: Option<String>,
+}
+
+impl From<UnixCredentials> for Client {
+    fn from(credentials: UnixCredentials) -> Self {
+        let executable = std::fs::read_link(format!("/proc/{}/exe", credentials.pid()));
+        Self {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            executable: executable
+                .ok()
+                .map(|path| path.to_string_lossy().into_owned()),
+        }
+    }
 }
 
 /// How often the device went back to its power-on state, by cause.
@@ -131,6 +146,16 @@ impl From<(Reason, String)> for Refusal {
         Self {
             field: None,
             reason: Some(reason),
+            message,
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self {
+            field: None,
+            reason: None,
             message,
         }
     }

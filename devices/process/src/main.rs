@@ -5,6 +5,7 @@
 
 mod args;
 mod control;
+mod external;
 mod failure;
 mod heap;
 mod inherit;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     match args.command {
         Some(Command::Models { json }) => print_models(json),
         Some(Command::Probe(args)) => print_probe(&args),
+        Some(Command::External(args)) => external::run(&args),
         None if args.serve.print_capabilities => print_capabilities(&args.serve),
         None => serve(args.serve),
     }

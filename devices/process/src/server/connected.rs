@@ -19,14 +19,7 @@ impl Connected {
     /// Begins to wait for the client's requests.
     pub(super) fn new(session: Session, watch: &Watch) -> Result<Self, Errno> {
         watch.add(&session, Token::Client)?;
-        let client = session.credentials().ok().map(|credentials| Client {
-            pid: credentials.pid(),
-            uid: credentials.uid(),
-            gid: credentials.gid(),
-            executable: std::fs::read_link(format!("/proc/{}/exe", credentials.pid()))
-                .ok()
-                .map(|path| path.to_string_lossy().into_owned()),
-        });
+        let client = session.credentials().ok().map(Client::from);
         Ok(Self {
             session,
             client,

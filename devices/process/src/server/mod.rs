@@ -46,6 +46,7 @@ use crate::{
 use connected::Connected;
 use counts::Counts;
 use sentry::Sentry;
+pub(crate) use start::read_config;
 use watch::{Token, Watch};
 
 /// So many events of the client's in a row, and none of anybody else's, send the loop to sleep where it is served soonest.

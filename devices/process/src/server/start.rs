@@ -50,7 +50,7 @@ fn seed(listener: &Listener) -> models::Seed {
 }
 
 /// Reads the configuration that `--config` gives.
-pub(super) fn read_config(argument: &str) -> Result<Value, Failure> {
+pub(crate) fn read_config(argument: &str) -> Result<Value, Failure> {
     let text = match argument.strip_prefix('@') {
         None => argument.to_owned(),
         Some(path) => {
