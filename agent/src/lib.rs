@@ -21,6 +21,7 @@ mod patience;
 mod plain;
 mod preflight;
 mod rpc;
+mod runtimes;
 mod schema;
 mod socket;
 mod stats;
@@ -158,7 +159,7 @@ pub async fn run(
     let config = live.get();
     let boot_id = boot_id()?;
     let store = store::Store::open(&config.state_dir)?;
-    let models = models::Models::new(config.device_program.as_deref());
+    let models = models::Models::new(config.device_program.as_deref(), config.models_dirs.clone());
     let audit = audit::Audit::open(&config.audit_path(), config.audit.max_bytes)?;
     let access = access::Access::new(Rules::new(&config.access)?);
     let calls = rpc::Calls::new(live.clone(), access, audit);

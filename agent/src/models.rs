@@ -13,6 +13,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::mutable;
+use crate::runtimes::{Described, External, Runtimes};
 use crate::schema::{self, Violation};
 use crate::systemd;
 
@@ -81,6 +82,9 @@ pub(crate) struct Model {
     pub(crate) bars: Vec<Bar>,
     #[serde(skip)]
     validator: Option<Arc<Validator>>,
+    /// How another program serves it; none: vfu's own does.
+    #[serde(skip)]
+    pub(crate) external: Option<Arc<External>>,
 }
 
 /// A Base Address Register, as it is unless the configuration says otherwise.
@@ -107,6 +111,32 @@ pub(crate) enum BarKind {
 }
 
 impl Model {
+    /// A model that another program serves; `pci` is vendor, device and class. Or what is wrong with the schema.
+    pub(crate) fn external(
+        name: String,
+        description: String,
+        [vendor_id, device_id, class_code]: [u32; 3],
+        config_schema: serde_json::Value,
+        external: Arc<External>,
+    ) -> Result<Self, String> {
+        // Values come from callers: patterns must not take for ever with one of them.
+        let linear = jsonschema::PatternOptions::regex();
+        let options = jsonschema::draft202012::options().with_pattern_options(linear);
+        let validator = options.build(&config_schema);
+        let validator = validator.map_err(|error| error.to_string())?;
+        Ok(Self {
+            name,
+            description,
+            vendor_id,
+            device_id,
+            class_code,
+            config_schema,
+            bars: Vec::new(),
+            validator: Some(Arc::new(validator)),
+            external: Some(external),
+        })
+    }
+
     /// Every field of `config` that the model does not take.
     pub(crate) fn check(&self, config: &serde_json::Value) -> Vec<Violation> {
         let validator = self
@@ -210,6 +240,17 @@ impl Catalogue {
 pub(crate) struct Models {
     candidates: Vec<PathBuf>,
     answer: Mutex<Option<Answer>>,
+    /// The other programs.
+    pub(crate) runtimes: Runtimes,
+    joined: Mutex<Option<Joined>>,
+}
+
+/// A catalogue, and what it was made of.
+#[derive(Debug)]
+struct Joined {
+    own: Arc<Catalogue>,
+    described: Arc<Described>,
+    all: Arc<Catalogue>,
 }
 
 /// What a program said when it was last asked.
@@ -230,8 +271,9 @@ impl Answer {
 }
 
 impl Models {
-    /// A catalogue from `named`, else from the program beside this one, else from PATH.
-    pub(crate) fn new(named: Option<&Path>) -> Self {
+    /// A catalogue from `named`, else from the program beside this one, else from PATH, and from the description files in
+    /// `folders`.
+    pub(crate) fn new(named: Option<&Path>, folders: Vec<PathBuf>) -> Self {
         let candidates = match named {
             Some(path) => vec![path.to_owned()],
             None => {
@@ -249,11 +291,38 @@ impl Models {
         Self {
             candidates,
             answer: Mutex::new(None),
+            runtimes: Runtimes::new(folders),
+            joined: Mutex::new(None),
         }
     }
 
-    /// The catalogue.
+    /// The catalogue: vfu's own models, and those of other programs under names that are free.
     pub(crate) async fn get(&self) -> Result<Arc<Catalogue>, Error> {
+        let own = self.own().await?;
+        let described = self.runtimes.get().await;
+        let mut joined = self.joined.lock().await;
+        if let Some(it) = &*joined
+            && Arc::ptr_eq(&it.own, &own)
+            && Arc::ptr_eq(&it.described, &described)
+        {
+            return Ok(it.all.clone());
+        }
+        let mut models = described.models.clone();
+        models.extend(own.models.clone());
+        let all = Arc::new(Catalogue {
+            program: own.program.clone(),
+            models,
+        });
+        *joined = Some(Joined {
+            own,
+            described,
+            all: all.clone(),
+        });
+        Ok(all)
+    }
+
+    /// The catalogue of vfu's own models.
+    pub(crate) async fn own(&self) -> Result<Arc<Catalogue>, Error> {
         let asked = Instant::now();
         let (program, stamp) = self.find()?;
         // Held while the program runs: who comes meanwhile wants the same answer, also when it is none.
@@ -307,6 +376,7 @@ pub(crate) mod tests {
             device_id: 0x100e,
             class_code: 0x2_0000,
             bars: Vec::new(),
+            external: None,
             validator: Some(Arc::new(
                 jsonschema::draft202012::new(&config_schema).unwrap(),
             )),
@@ -341,18 +411,18 @@ pub(crate) mod tests {
     async fn a_program_that_appears_or_changes_is_asked_again() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("vfu-device");
-        let models = Models::new(Some(&program));
-        let error = models.get().await.unwrap_err();
+        let models = Models::new(Some(&program), Vec::new());
+        let error = models.own().await.unwrap_err();
         assert!(error.to_string().contains(program.to_str().unwrap()));
         assert!(error.to_string().contains("--device-program"));
 
         write_program(&program, &answer(&["e1000"]));
-        let first = models.get().await.unwrap();
+        let first = models.own().await.unwrap();
         assert!(first.models.contains_key("e1000"));
-        assert!(Arc::ptr_eq(&first, &models.get().await.unwrap()));
+        assert!(Arc::ptr_eq(&first, &models.own().await.unwrap()));
 
         write_program(&program, &answer(&["e1000", "nvme"]));
-        let second = models.get().await.unwrap();
+        let second = models.own().await.unwrap();
         assert!(second.models.contains_key("nvme"));
     }
 
@@ -361,11 +431,17 @@ pub(crate) mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("vfu-device");
         write_program(&program, "echo broken >&2; exit 70");
-        let error = Models::new(Some(&program)).get().await.unwrap_err();
+        let error = Models::new(Some(&program), Vec::new())
+            .own()
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("exit status: 70: broken"));
 
         write_program(&program, "echo '{\"models\": 12}'");
-        let error = Models::new(Some(&program)).get().await.unwrap_err();
+        let error = Models::new(Some(&program), Vec::new())
+            .own()
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::Parse { .. }), "{error:?}");
     }
 
@@ -374,7 +450,7 @@ pub(crate) mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("vfu-device");
         write_program(&program, "echo x >> \"$0.runs\"; sleep 0.2; exit 70");
-        let models = Models::new(Some(&program));
+        let models = Models::new(Some(&program), Vec::new());
         let runs = || {
             let text = std::fs::read_to_string(program.with_extension("runs"));
             text.unwrap().lines().count()

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::schema::{Violation, join, shown};
 
 /// The mark.
-const MUTABLE: &str = "x-vfu-mutable";
+pub(crate) const KEYWORD: &str = "x-vfu-mutable";
 /// Schemas may refer to themselves: so many references lead from one field to the next at most.
 const REFERENCES: usize = 16;
 
@@ -41,7 +41,7 @@ fn compare(
         let default = node.and_then(|node| node.get("default"));
         let was = before.get(name).or(default);
         let is = after.get(name).or(default);
-        if was == is || node.is_some_and(|node| node.get(MUTABLE) == Some(&Value::Bool(true))) {
+        if was == is || node.is_some_and(|node| node.get(KEYWORD) == Some(&Value::Bool(true))) {
             continue;
         }
         let path = join(path, name);

@@ -18,7 +18,7 @@ use crate::store::SocketSpec;
 /// The longest path `sockaddr_un` takes, without the terminating zero.
 pub(crate) const MAX_PATH_BYTES: usize = 107;
 
-const DEFAULT_MODE: u32 = 0o600;
+pub(crate) const DEFAULT_MODE: u32 = 0o600;
 
 /// What can go wrong when a socket is made.
 #[derive(Debug, thiserror::Error)]

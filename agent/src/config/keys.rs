@@ -15,6 +15,7 @@ pub(super) const ALL: &[(&str, Effect)] = &[
     ("run_dir", Restart),
     ("state_dir", Restart),
     ("device_program", Restart),
+    ("models_dirs", Restart),
     ("log_format", Restart),
     ("log", Reload),
     ("api.listen", Restart),

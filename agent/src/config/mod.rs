@@ -56,6 +56,8 @@ pub struct Config {
     /// The program that serves devices; when it is not named, the `vfu-device` beside the agent's own, else the one in
     /// PATH.
     pub device_program: Option<PathBuf>,
+    /// Folders with description files of models that other programs serve. The first counts most.
+    pub models_dirs: Vec<PathBuf>,
     /// Form of the logs.
     pub log_format: LogFormat,
     /// How much is logged, such as `debug` or `agent=debug,info`.
@@ -80,6 +82,7 @@ impl Default for Config {
             run_dir: "/run/vfu".into(),
             state_dir: "/var/lib/vfu".into(),
             device_program: None,
+            models_dirs: vec!["/etc/vfu/models.d".into(), "/usr/share/vfio-user".into()],
             log_format: LogFormat::Text,
             log: "info".to_owned(),
             api: Api::default(),
@@ -123,6 +126,7 @@ impl Config {
             run_dir,
             state_dir,
             device_program,
+            models_dirs,
             log_format: _,
             log: _,
             api,
@@ -134,6 +138,7 @@ impl Config {
         } = self;
         let mut paths = vec![run_dir, state_dir];
         paths.extend(device_program);
+        paths.extend(models_dirs);
         paths.extend(&mut audit.path);
         paths.extend(api.tcp.paths_mut());
         for path in paths {

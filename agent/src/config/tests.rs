@@ -35,6 +35,7 @@ fn errors(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> Vec<String>
 fn full() -> Config {
     Config {
         device_program: Some("/usr/bin/vfu-device".into()),
+        models_dirs: vec!["/srv/models".into()],
         api: Api {
             listen: Some("unix:///run/api.sock".parse().unwrap()),
             mode: Mode(0o600),

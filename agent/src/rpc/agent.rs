@@ -8,16 +8,15 @@ use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use tonic::{Request, Response, Status};
 
-use super::convert::duration;
+use super::convert::{OWN_RUNTIME, duration};
 use super::status::invalid_field;
 use super::{Service, mutation};
 use crate::chain::chain;
 use crate::limits::open_files_of_agent;
 use crate::models::MAX_CONFIG_BYTES;
+use crate::runtimes::Runtimes;
 use crate::supervisor::Life;
 
-/// Name of the runtime that has our own models.
-const RUNTIME: &str = "vfu-device";
 const MAX_REASON_BYTES: usize = 256;
 /// How long processes may take to end when the caller does not say.
 const SHUT_DOWN: Duration = Duration::from_secs(30);
@@ -34,19 +33,20 @@ impl Service {
     async fn agent(&self) -> v1::Agent {
         let shared = &self.supervisor.shared;
         let config = shared.config();
-        let runtime = match shared.models.get().await {
+        let own = match shared.models.own().await {
             Ok(catalogue) => v1::Runtime {
-                name: RUNTIME.to_owned(),
+                name: OWN_RUNTIME.to_owned(),
                 path: catalogue.program.display().to_string(),
                 models: catalogue.models.keys().cloned().collect(),
                 error: String::new(),
             },
             Err(error) => v1::Runtime {
-                name: RUNTIME.to_owned(),
+                name: OWN_RUNTIME.to_owned(),
                 error: chain(&error),
                 ..v1::Runtime::default()
             },
         };
+        let others = others(&shared.models.runtimes, &own.models).await;
         let count = |life| to_i32(self.supervisor.count(life));
         let mut device_counts = v1::DeviceCounts {
             total: 0,
@@ -78,7 +78,7 @@ impl Service {
             hostname: hostname.trim().to_owned(),
             run_dir: config.run_dir.display().to_string(),
             state_dir: config.state_dir.display().to_string(),
-            runtimes: vec![runtime],
+            runtimes: std::iter::once(own).chain(others).collect(),
             device_counts: Some(device_counts),
             limits: Some(v1::AgentLimits {
                 devices: config.limits.devices.try_into().unwrap_or(i32::MAX),
@@ -109,6 +109,51 @@ impl Service {
             unreadable_devices: unreadable(&shared.unreadable),
         }
     }
+}
+
+/// The programs that description files name, and the files that count for nothing. `own` are the names of vfu's models.
+async fn others(runtimes: &Runtimes, own: &[String]) -> Vec<v1::Runtime> {
+    let described = runtimes.get().await;
+    let mut others: Vec<v1::Runtime> = Vec::new();
+    for model in described.models.values() {
+        let Some(external) = &model.external else {
+            continue;
+        };
+        let source = external.source.display();
+        let (path, error) = match runtimes.program(external).await {
+            _ if own.contains(&model.name) => {
+                let why = format!(
+                    "{source}: name: {} is a model of vfu's; rename it",
+                    model.name
+                );
+                (String::new(), why)
+            }
+            Ok(path) => (path.display().to_string(), String::new()),
+            Err(why) => (String::new(), format!("{source}: {why}")),
+        };
+        let same = |it: &&mut v1::Runtime| {
+            it.name == external.runtime && it.path == path && it.error == error
+        };
+        match others.iter_mut().find(same) {
+            Some(runtime) => runtime.models.push(model.name.clone()),
+            None => others.push(v1::Runtime {
+                name: external.runtime.clone(),
+                path,
+                models: vec![model.name.clone()],
+                error,
+            }),
+        }
+    }
+    let bad = described.bad.iter().map(|(path, why)| {
+        let name = path.file_stem().unwrap_or_default();
+        v1::Runtime {
+            name: name.to_string_lossy().into_owned(),
+            error: format!("{}: {why}", path.display()),
+            ..v1::Runtime::default()
+        }
+    });
+    others.extend(bad);
+    others
 }
 
 #[tonic::async_trait]

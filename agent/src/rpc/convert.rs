@@ -2,6 +2,7 @@
 //! wrong is collected, so that a caller learns all of it at once.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use prost_types::value::Kind;
@@ -438,8 +439,18 @@ fn state(life: Life) -> v1::device_status::State {
     }
 }
 
+/// Name of the runtime that has vfu's own models.
+pub(super) const OWN_RUNTIME: &str = "vfu-device";
+
 /// A model as the API has it.
-pub(super) fn model(model: &Model) -> v1::Model {
+pub(super) fn model(model: &Model, program: &Path) -> v1::Model {
+    let (source, runtime, unsupported) = match &model.external {
+        None => (program, OWN_RUNTIME, Vec::new()),
+        Some(it) => {
+            let unsupported = it.unsupported.iter().map(|it| (*it).to_owned()).collect();
+            (it.source.as_path(), it.runtime.as_str(), unsupported)
+        }
+    };
     v1::Model {
         name: format!("models/{}", model.name),
         description: model.description.clone(),
@@ -448,6 +459,9 @@ pub(super) fn model(model: &Model) -> v1::Model {
         class_code: model.class_code,
         config_schema: Some(to_struct(&model.config_schema)),
         bars: model.bars.iter().map(bar).collect(),
+        source: source.display().to_string(),
+        runtime: runtime.to_owned(),
+        unsupported,
     }
 }
 

@@ -36,8 +36,10 @@ use self::stream::Streams;
 pub(crate) use self::wire::encode;
 use crate::clock;
 use crate::config::Live;
+use crate::models::Catalogue;
+use crate::schema::Violation;
 use crate::stats::Reader;
-use crate::store::Call;
+use crate::store::{Call, Record};
 use crate::supervisor::{Device, Error, Supervisor};
 
 /// All services; clones serve the same devices.
@@ -58,6 +60,24 @@ impl Service {
             streams,
             start_time: clock::now(),
             stats: Arc::default(),
+        }
+    }
+
+    /// Whether the model's program can be run for such a device.
+    async fn check_runtime(&self, catalogue: &Catalogue, record: &Record) -> Result<(), Status> {
+        let shared = &self.supervisor.shared;
+        let model = catalogue.models.get(&record.spec.model);
+        let Some((model, external)) = model.and_then(|it| Some((it, it.external.as_ref()?))) else {
+            return Ok(());
+        };
+        let program = shared.models.runtimes.program(external).await;
+        let program = program.map_err(|why| status::no_runtime(&model.name, external, &why))?;
+        match shared.launch(model, external, &program, record) {
+            Ok(_) => Ok(()),
+            Err(bad) => {
+                let bad = bad.into_iter().map(Violation::in_config).collect();
+                Err(status::invalid(bad))
+            }
         }
     }
 
@@ -89,6 +109,7 @@ impl DeviceService for Service {
         let validate_only = request.validate_only;
         let catalogue = self.supervisor.shared.models.get().await?;
         let record = convert::record(request, &catalogue, traceparent)?;
+        self.check_runtime(&catalogue, &record).await?;
         self.supervisor.check_limits(&record.spec.limits)?;
         if validate_only {
             self.supervisor.check(&record)?;

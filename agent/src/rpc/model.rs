@@ -24,7 +24,10 @@ impl ModelService for Service {
             _ => String::new(),
         };
         Ok(Response::new(v1::ListModelsResponse {
-            models: models.into_iter().map(convert::model).collect(),
+            models: models
+                .into_iter()
+                .map(|it| convert::model(it, &catalogue.program))
+                .collect(),
             next_page_token,
         }))
     }
@@ -39,7 +42,7 @@ impl ModelService for Service {
         };
         let catalogue = self.supervisor.shared.models.get().await?;
         match catalogue.models.get(name) {
-            Some(model) => Ok(Response::new(convert::model(model))),
+            Some(model) => Ok(Response::new(convert::model(model, &catalogue.program))),
             None => Err(no_model(name, &convert::known_models(&catalogue))),
         }
     }

@@ -10,6 +10,7 @@ use crate::access::{Denied, Peer};
 use crate::chain::chain;
 use crate::changes::VersionError;
 use crate::preflight::Finding;
+use crate::runtimes::External;
 use crate::schema::{Violation, quoted};
 use crate::supervisor::{Error, RefusalKind, StartError};
 use crate::{models, socket, vmm};
@@ -211,6 +212,16 @@ pub(super) fn log_unreadable(id: &str, error: &std::io::Error) -> Status {
     let message = format!("read the log of device {id}: {error}");
     let mut details = ErrorDetails::with_error_info("HOST_STORAGE", DOMAIN, HashMap::new());
     details.add_precondition_failure_violation("HOST_STORAGE", name, message.clone());
+    Status::with_error_details(Code::FailedPrecondition, message, details)
+}
+
+/// A model whose program can't serve devices.
+pub(super) fn no_runtime(model: &str, external: &External, why: &str) -> Status {
+    let source = external.source.display();
+    let message = format!("model {model}, as {source} describes it: {why}");
+    let reason = "RUNTIME_UNAVAILABLE";
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.add_precondition_failure_violation(reason, format!("models/{model}"), message.clone());
     Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 

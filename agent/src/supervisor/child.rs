@@ -73,14 +73,15 @@ impl fmt::Display for Exit {
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Path,
+    /// The model, or what else it is to do.
     pub(crate) model: &'a str,
     pub(crate) config_argument: &'a str,
-    /// The listening vfio-user socket.
-    pub(crate) socket: &'a OwnedFd,
+    /// The listening vfio-user socket, unless it makes that.
+    pub(crate) socket: Option<&'a OwnedFd>,
     /// The listening control socket.
     pub(crate) control: &'a OwnedFd,
-    /// Where it keeps its counters.
-    pub(crate) stats: &'a File,
+    /// Where it keeps its counters, if it keeps any.
+    pub(crate) stats: Option<&'a File>,
     pub(crate) log: File,
     pub(crate) limits: Resources,
     /// The directory of its cgroup, when it has one of its own.
@@ -99,26 +100,26 @@ impl Process {
     /// Starts a process in a session of its own, with nothing of the agent's but the two sockets,
     /// the counters and the log.
     pub(crate) fn spawn(launch: Launch<'_>) -> io::Result<Self> {
-        let inherited = [
-            launch.socket.as_fd(),
-            launch.control.as_fd(),
-            launch.stats.as_fd(),
+        let passed = [
+            ("--fd", launch.socket.map(AsFd::as_fd)),
+            ("--control-fd", Some(launch.control.as_fd())),
+            ("--stats-fd", launch.stats.map(AsFd::as_fd)),
         ];
-        let numbers = inherited.map(|fd| fd.as_raw_fd().to_string());
-        let arguments = [
-            launch.model,
-            "--fd",
-            &numbers[0],
-            "--control-fd",
-            &numbers[1],
-            "--stats-fd",
-            &numbers[2],
-            "--config",
-            launch.config_argument,
-        ];
+        let passed = passed
+            .into_iter()
+            .filter_map(|(flag, fd)| Some((flag, fd?)));
+        let (flags, inherited): (Vec<_>, Vec<_>) = passed.unzip();
+        let numbers = inherited.iter().map(|fd| fd.as_raw_fd().to_string());
+        let numbers: Vec<_> = numbers.collect();
+        let mut arguments = vec![launch.model];
+        for (flag, number) in flags.into_iter().zip(&numbers) {
+            arguments.extend([flag, number]);
+        }
+        arguments.extend(["--config", launch.config_argument]);
+        let arguments: Vec<_> = arguments.into_iter().map(OsStr::new).collect();
         let (child, pidfd) = birth::spawn(&Birth {
             program: launch.program,
-            arguments: &arguments.map(OsStr::new),
+            arguments: &arguments,
             output: launch.log.as_fd(),
             inherited: &inherited,
             limits: launch.limits,
@@ -238,9 +239,9 @@ mod tests {
             program: Path::new("/bin/sh"),
             model: script.to_str().unwrap(),
             config_argument: "@/some/file",
-            socket: &socket,
+            socket: Some(&socket),
             control: &control,
-            stats: &stats,
+            stats: Some(&stats),
             log,
             limits: limits.of_process(),
             cgroup: None,

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,7 @@ use super::plug::Place;
 use super::release::Release;
 use super::request::{Request, Reset, Restart};
 use super::rundir::RunDir;
-use super::start::{self, Running, Sockets};
+use super::start::{self, Plan, Running, Sockets};
 use super::state::{self, Action, Event, Phase, State, Timeouts};
 use super::view::{Configured, Life, View};
 use super::{Device, Shared};
@@ -159,7 +158,7 @@ impl Task {
                 Some(request) = self.inbox.recv() => self.serve(request).await,
                 message = receive(self.control.as_ref()) => self.hear(message).await,
                 exit = exited(self.process.as_mut()) => self.ended(exit).await,
-                turn = turn(self.shared.clone()), if self.waits_for_turn => self.start(turn).await,
+                turn = turn(self.shared.clone(), self.record.clone()), if self.waits_for_turn => self.start(turn).await,
                 news = self.place.news() => self.place_news(news).await,
                 () = until(deadline) => self.event(Event::Tick).await,
                 () = tokio::time::sleep(RECONNECT), if reconnect => {
@@ -253,11 +252,11 @@ impl Task {
         self.event(Event::Ended { success: false }).await;
     }
 
-    async fn spawn(&mut self, Turn { program, permit }: Turn) -> Result<(), StartError> {
+    async fn spawn(&mut self, Turn { plan, permit }: Turn) -> Result<(), StartError> {
         self.permit = permit;
         let boot_id = &self.shared.boot_id;
         let running = start::spawn(
-            &program,
+            &plan,
             &self.record,
             &self.dir,
             boot_id,
@@ -445,16 +444,15 @@ impl Task {
 
 /// What it takes to start a process.
 struct Turn {
-    program: PathBuf,
+    plan: Plan,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Waits for a device's turn to start a process. What the program is asked first takes no turn from others. Cancel safe.
-async fn turn(shared: Arc<Shared>) -> Result<Turn, StartError> {
-    let catalogue = shared.models.get().await.map_err(StartError::Program)?;
+/// Waits for a device's turn to start a process. What programs are asked first takes no turn from others. Cancel safe.
+async fn turn(shared: Arc<Shared>, record: Arc<Record>) -> Result<Turn, StartError> {
+    let plan = Plan::new(&shared, &record).await?;
     let permit = shared.starts.clone().acquire_owned().await.ok();
-    let program = catalogue.program.clone();
-    Ok(Turn { program, permit })
+    Ok(Turn { plan, permit })
 }
 
 /// The next message, or never when there is no connection.

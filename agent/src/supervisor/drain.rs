@@ -222,7 +222,7 @@ mod tests {
         let (_shutdown, stopping) = watch::channel(false);
         let store = Store::open(&config.state_dir).unwrap();
         let live = Live::fixed(config);
-        let models = Models::new(None);
+        let models = Models::new(None, Vec::new());
         let boot_id = "boot".to_owned();
         let encode = crate::rpc::encode;
         let supervisor = Supervisor::start(live, store, models, boot_id, encode, stopping);

@@ -35,7 +35,7 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -59,7 +59,9 @@ use crate::chain::chain;
 use crate::changes::Changes;
 use crate::config::{Config, Live};
 use crate::events::Events;
-use crate::models::Models;
+use crate::models::{Model, Models};
+use crate::runtimes::{External, For};
+use crate::schema::Violation;
 use crate::steps;
 use crate::store::{Contents, Record, Store};
 use crate::vmm::Vmms;
@@ -116,6 +118,25 @@ impl Shared {
     /// The path of a device's vfio-user socket.
     pub(crate) fn socket_path(&self, id: &str) -> String {
         self.dir(id).socket().display().to_string()
+    }
+
+    /// What is to be started for a device that another program serves, or every value that can't be in its command.
+    pub(crate) fn launch(
+        &self,
+        model: &Model,
+        external: &External,
+        program: &Path,
+        record: &Record,
+    ) -> Result<serde_json::Value, Vec<Violation>> {
+        let dir = self.dir(&record.id);
+        let device = For {
+            id: &record.id,
+            run_dir: dir.path(),
+            socket_path: &dir.socket(),
+            socket: record.spec.socket.unwrap_or_default(),
+            config: &record.spec.config,
+        };
+        external.launch(model, program, device)
     }
 
     /// The file in which a device's process keeps its counters.

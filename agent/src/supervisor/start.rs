@@ -1,7 +1,7 @@
 //! How a device comes by its process: a new one, or the one that an earlier agent started.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -9,12 +9,14 @@ use nix::sys::socket::SockType;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::Shared;
 use super::cgroup::Cgroups;
 use super::child::{Launch, Process};
-use super::control::{Control, Message, Status};
+use super::control::{Control, Message, Refusal, RefusalKind, Status};
 use super::error::StartError;
 use super::rundir::{Manifest, RunDir};
 use crate::clock;
+use crate::schema::Violation;
 use crate::socket;
 use crate::steps;
 use crate::store::{Record, SocketSpec};
@@ -32,23 +34,91 @@ pub(super) struct Running {
 /// The listening sockets, while this agent has them: an adopted device's are the process's alone.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    vfio_user: OwnedFd,
+    /// None when the process makes it.
+    vfio_user: Option<OwnedFd>,
     control: OwnedFd,
 }
 
+/// What serves a device.
+#[derive(Debug)]
+pub(super) enum Plan {
+    /// vfu's own program.
+    Own(PathBuf),
+    /// Another program, which vfu's runs.
+    External {
+        own: PathBuf,
+        /// What it is told.
+        launch: serde_json::Value,
+        takes_socket: bool,
+    },
+}
+
+impl Plan {
+    /// What serves such a device now.
+    pub(super) async fn new(shared: &Shared, record: &Record) -> Result<Self, StartError> {
+        let catalogue = shared.models.get().await.map_err(StartError::Program)?;
+        let own = catalogue.program.clone();
+        let refused = |kind, field, message| {
+            StartError::Refused(Refusal {
+                field,
+                kind,
+                message,
+            })
+        };
+        let name = &record.spec.model;
+        let Some(model) = catalogue.models.get(name) else {
+            let message = format!(
+                "there is no model {name} any more; put its program or its description file back"
+            );
+            return Err(refused(RefusalKind::NotFound, None, message));
+        };
+        let Some(external) = &model.external else {
+            return Ok(Self::Own(own));
+        };
+        let program = shared.models.runtimes.program(external).await;
+        let program = program.map_err(|why| {
+            let message = format!("{}: {why}", external.source.display());
+            refused(RefusalKind::Unavailable, None, message)
+        })?;
+        let launch = shared.launch(model, external, &program, record);
+        let launch = launch.map_err(|bad| {
+            // The file may have changed since the device was made.
+            let first = bad
+                .into_iter()
+                .next()
+                .unwrap_or(Violation::new("", "does not fit"));
+            refused(RefusalKind::Invalid, Some(first.field), first.description)
+        })?;
+        let takes_socket = external.takes_socket();
+        Ok(Self::External {
+            own,
+            launch,
+            takes_socket,
+        })
+    }
+
+    fn takes_socket(&self) -> bool {
+        match self {
+            Self::Own(_) => true,
+            Self::External { takes_socket, .. } => *takes_socket,
+        }
+    }
+}
+
 impl Sockets {
-    fn bind(dir: &RunDir, spec: &SocketSpec) -> Result<Self, socket::Error> {
+    fn bind(dir: &RunDir, spec: Option<&SocketSpec>) -> Result<Self, socket::Error> {
         let agent_only = SocketSpec::default();
+        let vfio_user = |spec| socket::bind(&dir.socket(), SockType::Stream, spec);
         Ok(Self {
             control: socket::bind(&dir.control(), SockType::SeqPacket, &agent_only)?,
-            vfio_user: socket::bind(&dir.socket(), SockType::Stream, spec)?,
+            vfio_user: spec.map(vfio_user).transpose()?,
         })
     }
 }
 
 /// Makes what is missing of directory and sockets, and starts a process.
 pub(super) async fn spawn(
-    program: &Path,
+    plan: &Plan,
     record: &Record,
     dir: &RunDir,
     boot_id: &str,
@@ -67,20 +137,30 @@ pub(super) async fn spawn(
         restart_count: record.history.restart_count,
         boot_id: boot_id.to_owned(),
     };
-    dir.create(&manifest, &record.spec.config)
-        .map_err(directory)?;
+    let (program, model, config) = match plan {
+        Plan::Own(program) => (program, &*record.spec.model, &record.spec.config),
+        Plan::External { own, launch, .. } => (own, "external", launch),
+    };
+    dir.create(&manifest, config).map_err(directory)?;
     steps::reached("start.directory");
     let limits = &record.spec.limits;
     let cgroup = cgroups.make(&record.id, limits).await;
     let cgroup = cgroup.map_err(StartError::Cgroup)?;
     steps::reached("start.cgroup");
     let (log, log_offset) = dir.open_log().map_err(directory)?;
-    let stats = dir.create_stats().map_err(directory)?;
-    let bound = match sockets.take() {
+    let stats = match plan {
+        Plan::Own(_) => Some(dir.create_stats().map_err(directory)?),
+        Plan::External { .. } => None,
+    };
+    let takes_socket = plan.takes_socket();
+    // Another description may have it make the socket, or take it, from now on.
+    let fits = |it: &Sockets| it.vfio_user.is_some() == takes_socket;
+    let bound = match sockets.take().filter(fits) {
         Some(bound) => bound,
         None => {
             let spec = record.spec.socket.unwrap_or_default();
-            Sockets::bind(dir, &spec).map_err(StartError::Socket)?
+            let spec = Some(&spec).filter(|_| takes_socket);
+            Sockets::bind(dir, spec).map_err(StartError::Socket)?
         }
     };
     let bound = sockets.insert(bound);
@@ -91,17 +171,17 @@ pub(super) async fn spawn(
     let control = Control::connect(&dir.control()).map_err(StartError::Control)?;
     let launch = Launch {
         program,
-        model: &record.spec.model,
+        model,
         config_argument: &dir.config_argument(),
-        socket: &bound.vfio_user,
+        socket: bound.vfio_user.as_ref(),
         control: &bound.control,
-        stats: &stats,
+        stats: stats.as_ref(),
         log,
         limits: limits.of_process(),
         cgroup,
     };
     let mut process = Process::spawn(launch).map_err(|source| StartError::Spawn {
-        program: program.to_owned(),
+        program: program.clone(),
         source,
     })?;
     steps::reached("start.spawned");

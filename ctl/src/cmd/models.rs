@@ -67,15 +67,27 @@ fn list(models: &[Model]) -> String {
         vec![
             id(&model.name).to_owned(),
             pci_id(model),
-            format!("{:06x}", model.class_code),
+            class(model),
             model.description.clone(),
         ]
     });
     table(&["NAME", "PCI-ID", "CLASS", "DESCRIPTION"], rows)
 }
 
+/// Empty for a model whose devices differ in it.
 fn pci_id(model: &Model) -> String {
-    format!("{:04x}:{:04x}", model.vendor_id, model.device_id)
+    match (model.vendor_id, model.device_id) {
+        (0, 0) => String::new(),
+        (vendor, device) => format!("{vendor:04x}:{device:04x}"),
+    }
+}
+
+/// The same.
+fn class(model: &Model) -> String {
+    match model.class_code {
+        0 => String::new(),
+        code => format!("{code:06x}"),
+    }
 }
 
 /// What a guest reaches by it.
@@ -131,25 +143,25 @@ fn page(model: &Model) -> String {
                 description.unwrap_or_default().to_owned(),
             ]
         });
-    let mut text = format!(
-        "{:14}{}\n{:14}{}\n{:14}{}\n{:14}{:06x}\n\n",
-        "Name:",
-        id(&model.name),
-        "Description:",
-        model.description,
-        "PCI id:",
-        pci_id(model),
-        "Class:",
-        model.class_code,
-    );
-    if !model.bars.is_empty() {
-        text.truncate(text.len() - 1);
-        for bar in &model.bars {
-            let name = format!("BAR {}:", bar.index);
-            text.push_str(&format!("{name:14}{}\n", space(bar)));
-        }
-        text.push('\n');
+    let facts = [
+        ("Name", id(&model.name).to_owned()),
+        ("Description", model.description.clone()),
+        ("PCI id", pci_id(model)),
+        ("Class", class(model)),
+        ("Runtime", model.runtime.clone()),
+        ("Source", model.source.clone()),
+        ("Unsupported", model.unsupported.join(", ")),
+    ];
+    let facts = facts.into_iter().filter(|(_, value)| !value.is_empty());
+    let mut text = String::new();
+    for (name, value) in facts {
+        text.push_str(&format!("{:14}{value}\n", format!("{name}:")));
     }
+    for bar in &model.bars {
+        let name = format!("BAR {}:", bar.index);
+        text.push_str(&format!("{name:14}{}\n", space(bar)));
+    }
+    text.push('\n');
     text.push_str(&table(
         &["FIELD", "TYPE", "DEFAULT", "UPDATE", "DESCRIPTION"],
         rows,
@@ -184,6 +196,9 @@ pub(crate) mod tests {
                     prefetchable: false,
                 },
             ],
+            source: "/usr/bin/vfu-device".into(),
+            runtime: "vfu-device".into(),
+            unsupported: Vec::new(),
         }
     }
 
@@ -195,6 +210,25 @@ pub(crate) mod tests {
 NAME    PCI-ID      CLASS    DESCRIPTION
 e1000   8086:100e   020000   Intel 82540EM Gigabit Ethernet
 "
+        );
+    }
+
+    #[test]
+    fn a_page_has_where_a_model_comes_from_and_what_it_can_t_do() {
+        let mut model = card();
+        model.bars.clear();
+        (model.vendor_id, model.device_id, model.class_code) = (0, 0, 0);
+        model.unsupported = vec!["reset".into(), "stats".into()];
+        let page = page(&model);
+        let facts: Vec<_> = page.lines().skip(2).take(4).collect();
+        assert_eq!(
+            facts,
+            [
+                "Runtime:      vfu-device",
+                "Source:       /usr/bin/vfu-device",
+                "Unsupported:  reset, stats",
+                ""
+            ]
         );
     }
 

@@ -255,6 +255,7 @@ fn to_value(value: serde_json::Value) -> Value {
     let kind = match value {
         serde_json::Value::Number(it) => Kind::NumberValue(it.as_f64().unwrap()),
         serde_json::Value::String(it) => Kind::StringValue(it),
+        serde_json::Value::Bool(it) => Kind::BoolValue(it),
         it @ serde_json::Value::Object(_) => Kind::StructValue(to_struct(it)),
         it => panic!("{it} is not used here"),
     };
