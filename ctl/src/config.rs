@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     error::Error,
-    schema::{Field, Kind, Schema, join},
+    schema::{Field, Kind, Schema, join, scalar},
 };
 
 /// How like a known name an unknown one must be to be taken for a slip.
@@ -150,7 +150,14 @@ pub(crate) fn from_set(text: &str, schema: &Schema) -> Result<Assignment, Error>
         None => (text, None),
     };
     let Some(field) = schema.field(path) else {
-        return Err(Error::Usage(unknown(&origin, path, schema)));
+        return match value {
+            Some(value) if schema.is_member(path) => Ok(Assignment {
+                path: path.to_owned(),
+                value: scalar(value),
+                origin,
+            }),
+            _ => Err(Error::Usage(unknown(&origin, path, schema))),
+        };
     };
     let value = match value {
         Some(value) => field
@@ -485,6 +492,19 @@ mod tests {
             .unwrap(),
             json!({"net": {"tap": {"ifname": "vfu0"}}, "rest": ["a"]})
         );
+    }
+
+    #[test]
+    fn members_of_an_open_object_are_given_by_themselves() {
+        let set = ["labels.a=x,y", "labels.b=7", "labels.c=true", "labels.d=07"];
+        assert_eq!(
+            config(json!({}), &[], &set).unwrap(),
+            json!({"labels": {"a": "x,y", "b": 7, "c": true, "d": "07"}})
+        );
+        let error = config(json!({}), &[], &["labels.=x"]).unwrap_err();
+        assert!(error.contains("no field labels."), "{error}");
+        let error = config(json!({}), &["--labels={\"a\":1}"], &["labels.a=2"]).unwrap_err();
+        assert!(error.contains("labels"), "{error}");
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub(crate) enum Kind {
         /// A variant of a union, and none of its fields is required.
         bare: bool,
     },
+    /// An object with whatever members: each can be given by itself, as `path.member`.
+    Map,
     /// JSON.
     Json,
 }
@@ -99,6 +101,13 @@ impl Schema {
     pub(crate) fn field(&self, path: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.path == path)
     }
+
+    /// Whether `path` is that of a member of a [`Kind::Map`].
+    pub(crate) fn is_member(&self, path: &str) -> bool {
+        path.rsplit_once('.').is_some_and(|(map, member)| {
+            !member.is_empty() && self.field(map).is_some_and(|it| it.kind == Kind::Map)
+        })
+    }
 }
 
 impl Field {
@@ -132,7 +141,7 @@ impl Kind {
             Self::Choice(choices) => bad(&format!("one of {}", names(choices).join(", "))),
             Self::Empty if text == "{}" => Ok(json!({})),
             Self::Empty => bad("{}: it takes no value"),
-            Self::Section { .. } => match serde_json::from_str(text) {
+            Self::Section { .. } | Self::Map => match serde_json::from_str(text) {
                 Ok(Value::Object(object)) => Ok(object.into()),
                 _ => bad("a JSON object"),
             },
@@ -160,8 +169,16 @@ impl Kind {
             Self::Number => "NUMBER",
             Self::Boolean => "BOOLEAN",
             Self::Empty | Self::Section { bare: true } => "",
-            Self::Section { bare: false } | Self::Json => "JSON",
+            Self::Section { bare: false } | Self::Map | Self::Json => "JSON",
         }
+    }
+}
+
+/// A value of which the schema says nothing: a number, true or false, or text.
+pub(crate) fn scalar(text: &str) -> Value {
+    match serde_json::from_str(text) {
+        Ok(value @ (Value::Bool(_) | Value::Number(_))) => value,
+        _ => text.into(),
     }
 }
 
@@ -241,7 +258,7 @@ impl Walk<'_> {
         );
         let properties = match node.get("properties").and_then(Value::as_object) {
             Some(properties) if !properties.is_empty() => properties,
-            _ if open => return self.field(place, Kind::Json, node, default),
+            _ if open => return self.field(place, Kind::Map, node, default),
             _ if place.depth == 0 => return,
             _ => return self.field(place, Kind::Empty, node, default),
         };
@@ -452,6 +469,7 @@ pub(crate) mod tests {
                 "queues": {"type": "integer", "default": 4, "description": "Queues.", "x-vfu-mutable": true},
                 "fast": {"type": "boolean", "default": false},
                 "limit": {"anyOf": [{"$ref": "#/$defs/Limit"}, {"type": "null"}], "x-vfu-mutable": true},
+                "labels": {"type": "object", "additionalProperties": {"type": "string"}},
                 "rest": {"type": "array", "items": {"type": "string"}}
             },
             "$defs": {
@@ -530,6 +548,7 @@ pub(crate) mod tests {
             kinds(&card()),
             [
                 ("fast", &Kind::Boolean),
+                ("labels", &Kind::Map),
                 ("limit", &Kind::Section { bare: false }),
                 ("limit.burst", &Kind::Integer),
                 ("limit.rate", &Kind::Number),
