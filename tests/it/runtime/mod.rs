@@ -1,9 +1,11 @@
 //! Programs that are not ours and serve devices: what they are like, which their descriptions build on.
 
+mod described;
 mod qemu;
 mod usbvfiod;
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -74,6 +76,23 @@ fn listens(path: &Path) -> Result<bool> {
         words.nth(3) == Some("00010000") && words.next_back() == Some(path)
     };
     Ok(fs::read_to_string("/proc/net/unix")?.lines().any(listening))
+}
+
+/// A configuration of an agent in this directory that has the description file which is deployed, with this program.
+fn deployed(dir: &Path, name: &str, program: &Path) -> Result<String> {
+    let file = repository().join(format!("deploy/models.d/{name}.json"));
+    let mut description: Value = serde_json::from_slice(&fs::read(file)?)?;
+    description["command"][0] = program.to_str().context("a path")?.into();
+    let folder = dir.join("models.d");
+    fs::create_dir(&folder)?;
+    let file = folder.join(format!("{name}.json"));
+    fs::write(&file, description.to_string())?;
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o644))?;
+    Ok(format!("models_dirs = [{folder:?}]\n"))
+}
+
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 /// What `vfu-device probe` says of a socket.

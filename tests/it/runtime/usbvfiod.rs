@@ -5,9 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use tests::published::USBVFIOD;
-use tests::require;
+use tests::{Agent, command::wait_for, require};
 
-use super::{Server, probe};
+use super::{LIMIT, Server, deployed, probe};
 
 fn usbvfiod(program: PathBuf) -> impl FnOnce(&Path) -> Command {
     move |socket| {
@@ -28,4 +28,25 @@ fn usbvfiod_is_probed_and_ends_with_its_client() -> Result<()> {
     // Whether it calls a client that has gone an error depends on who was quicker.
     server.end()?;
     Ok(())
+}
+
+#[test]
+fn usbvfiod_serves_one_client_after_the_other_under_the_agent() -> Result<()> {
+    require!(Usbvfiod);
+    let program = USBVFIOD.find()?.context("usbvfiod")?;
+    let agent = Agent::start_with(|dir| deployed(dir, "usbvfiod", &program))?;
+    agent.ctl_ok("create usbvfiod usb0")?;
+    for _ in 0..3 {
+        // Between two clients it is started again.
+        let socket = agent.device_socket("usb0");
+        let report = wait_for("a server", LIMIT, || Ok(probe(&socket).ok()))?;
+        assert_eq!(report["function"]["vendor_id"], 0x1b36);
+        assert_eq!(report["function"]["device_id"], 0x000d);
+    }
+    let log = agent.ctl_ok("logs usb0")?;
+    assert!(log.contains("usbvfiod"), "{log}");
+    let page = agent.ctl_ok("models usbvfiod")?;
+    assert!(page.contains("models.d/usbvfiod.json"), "{page}");
+    agent.ctl_ok("delete usb0")?;
+    agent.stop()
 }
