@@ -203,6 +203,22 @@ impl Qemu {
         })
     }
 
+    /// Whether the guest is told by ACPI of what it is asked for, in a machine that has never run: a guest that boots
+    /// forgets what it was told before, and QEMU does not repeat what it told before the machine's clock began.
+    pub(super) async fn is_deaf(&self, id: &str) -> Result<bool, Error> {
+        let Status { status } = self.typed("query-status", Value::Null).await?;
+        if status != "prelaunch" {
+            return Ok(false);
+        }
+        let property = json!({"path": format!("{PERIPHERAL}{id}"), "property": "parent_bus"});
+        // Where the device is not there any more there is nothing to ask for.
+        let Ok(bus) = self.ask("qom-get", property).await? else {
+            return Ok(false);
+        };
+        let property = json!({"path": bus, "property": "acpi-pcihp-bsel"});
+        Ok(self.ask("qom-get", property).await?.is_ok())
+    }
+
     /// The machine's PCI buses.
     pub(super) async fn buses(&self) -> Result<Vec<Bus>, Error> {
         let mut objects = Objects::new();

@@ -160,6 +160,15 @@ impl Qemu {
                 let waited = begun.elapsed();
                 return Err(Error::Late { waited });
             }
+            let until = |pause| (Instant::now() + pause).min(deadline);
+            let this_pause = pause;
+            pause = (pause * 2).min(REPEAT_LONGEST);
+            if self.is_deaf(id).await? {
+                // QEMU would take the request, and no later one.
+                is_asked = true;
+                self.heed(&mut events, id, until(this_pause)).await?;
+                continue;
+            }
             let asked = self
                 .session
                 .ask("device_del", json!({"id": id}), ANSWER)
@@ -171,9 +180,7 @@ impl Qemu {
                 Err(refusal) if is_under_way(&refusal.desc) => is_asked = true,
                 Err(refusal) => return Err(refused(said::text(&refusal.desc))),
             }
-            let until = (Instant::now() + pause).min(deadline);
-            pause = (pause * 2).min(REPEAT_LONGEST);
-            self.heed(&mut events, id, until).await?;
+            self.heed(&mut events, id, until(this_pause)).await?;
         }
     }
 
