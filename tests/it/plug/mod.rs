@@ -4,6 +4,7 @@
 //! the guest has let go; and PCI Express native, where Linux waits five seconds before it does, as after a button's press.
 
 mod api;
+mod early;
 mod monitor;
 
 use std::{net::TcpListener, path::Path, time::Duration};
