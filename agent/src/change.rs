@@ -12,7 +12,7 @@ use crate::labels::{check_annotations, check_labels};
 use crate::limits::{Limit, Limits};
 use crate::models::Model;
 use crate::schema::{Violation, quoted};
-use crate::store::{Record, RestartPolicy, SocketSpec};
+use crate::store::{BackendLossPolicy, Record, RestartPolicy, SocketSpec};
 
 /// One field's new value. `None` is without it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,6 +26,7 @@ pub(crate) enum Edit {
     /// One field of the configuration, by the names that lead to it.
     ConfigField(Vec<String>, Option<Value>),
     RestartPolicy(RestartPolicy),
+    BackendLossPolicy(BackendLossPolicy),
     Socket(Option<SocketSpec>),
     Limits(Limits),
     Limit(Limit),
@@ -106,6 +107,7 @@ impl Edit {
                 }
             }
             Self::RestartPolicy(policy) => record.spec.restart_policy = policy,
+            Self::BackendLossPolicy(policy) => record.spec.backend_loss_policy = policy,
             Self::Socket(socket) => record.spec.socket = socket,
             Self::Limits(limits) => record.spec.limits = limits,
             Self::Limit(limit) => limit.set(&mut record.spec.limits),

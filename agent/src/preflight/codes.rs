@@ -119,6 +119,8 @@ fn attachment() -> Attachment {
         wanted: Wanted::default(),
         placed: Placed::default(),
         process: None,
+        lost_time: None,
+        comes_back: false,
         create_time: SystemTime::UNIX_EPOCH,
         update_time: SystemTime::UNIX_EPOCH,
     }

@@ -126,6 +126,8 @@ mod tests {
             wanted: Wanted::default(),
             placed: Placed::default(),
             process: None,
+            lost_time: None,
+            comes_back: false,
             create_time: SystemTime::UNIX_EPOCH,
             update_time: SystemTime::UNIX_EPOCH,
         }

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::labels::{check_annotations, check_labels};
 use crate::models::{Bar, BarKind, Catalogue, Model};
 use crate::schema::{Violation, quoted};
-use crate::store::{Call, History, Record, RestartPolicy, SocketSpec, Spec};
+use crate::store::{BackendLossPolicy, Call, History, Record, RestartPolicy, SocketSpec, Spec};
 use crate::supervisor::{Configured, Device, Life, View};
 
 const MAX_CONFIG_DEPTH: usize = 32;
@@ -101,6 +101,7 @@ pub(super) fn record(
         return Err(invalid(bad));
     };
     let restart_policy = restart_policy(spec.restart_policy, &mut bad);
+    let backend_loss_policy = backend_loss_policy(spec.backend_loss_policy, &mut bad);
     let socket = spec.socket.map(|it| socket_spec(it, &mut bad));
     let limits = limits::limits(spec.limits, &mut bad);
     let model = catalogue.models.get(&spec.model);
@@ -132,6 +133,7 @@ pub(super) fn record(
         model: spec.model,
         config,
         restart_policy,
+        backend_loss_policy,
         socket,
         limits,
     };
@@ -199,6 +201,21 @@ pub(super) fn restart_policy(policy: i32, bad: &mut Vec<Violation>) -> RestartPo
             let why = format!("{policy} is not a policy; there are: ALWAYS, ON_FAILURE, NEVER");
             bad.push(Violation::new("device.spec.restart_policy", why));
             RestartPolicy::Always
+        }
+    }
+}
+
+/// What the agent does when the device's process ends while a VMM has the device.
+pub(super) fn backend_loss_policy(policy: i32, bad: &mut Vec<Violation>) -> BackendLossPolicy {
+    use v1::device_spec::BackendLossPolicy as Policy;
+    match Policy::try_from(policy) {
+        Ok(Policy::Unspecified | Policy::Hold) => BackendLossPolicy::Hold,
+        Ok(Policy::Replug) => BackendLossPolicy::Replug,
+        Ok(Policy::Fail) => BackendLossPolicy::Fail,
+        Err(_) => {
+            let why = format!("{policy} is not a policy; there are: HOLD, REPLUG, FAIL");
+            bad.push(Violation::new("device.spec.backend_loss_policy", why));
+            BackendLossPolicy::Hold
         }
     }
 }
@@ -302,6 +319,20 @@ fn to_value(value: &serde_json::Value) -> Value {
     Value { kind: Some(kind) }
 }
 
+/// That a VMM has a device that is dead there, if so.
+fn lost(record: &Record) -> Option<v1::Condition> {
+    let since = record.attachment.as_deref()?.lost_time?;
+    let cure = record.spec.backend_loss_policy.cure();
+    Some(v1::Condition {
+        r#type: "BackendLost".to_owned(),
+        status: v1::condition::Status::True.into(),
+        reason: "CONNECTION_LOST".to_owned(),
+        message: format!("the VMM has the device, and no connection to it: {cure}"),
+        last_transition_time: Some(since.into()),
+        observed_generation: record.generation,
+    })
+}
+
 /// A device as the API has it.
 pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
     let Device { record, view } = device;
@@ -323,6 +354,7 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
         observed_generation: record.generation,
         ..configured(&view)
     };
+    let backend_lost = lost(&record);
     let resets = view.resets;
     let status = v1::DeviceStatus {
         state: state(view.life).into(),
@@ -343,7 +375,10 @@ pub(super) fn device(device: Device, socket_path: String) -> v1::Device {
             lost_connection: resets.lost_connection,
             api: resets.api,
         }),
-        conditions: vec![ready, configured],
+        conditions: [Some(ready), Some(configured), backend_lost]
+            .into_iter()
+            .flatten()
+            .collect(),
         start_time: view.start_time.map(Timestamp::from),
         traceparent: record.traceparent.clone().unwrap_or_default(),
     };
@@ -404,13 +439,17 @@ fn planned(record: &Record) -> v1::Device {
                 RestartPolicy::OnFailure => v1::device_spec::RestartPolicy::OnFailure.into(),
                 RestartPolicy::Never => v1::device_spec::RestartPolicy::Never.into(),
             },
+            backend_loss_policy: match spec.backend_loss_policy {
+                BackendLossPolicy::Hold => v1::device_spec::BackendLossPolicy::Hold.into(),
+                BackendLossPolicy::Replug => v1::device_spec::BackendLossPolicy::Replug.into(),
+                BackendLossPolicy::Fail => v1::device_spec::BackendLossPolicy::Fail.into(),
+            },
             socket: spec.socket.map(|it| v1::SocketSpec {
                 uid: it.uid,
                 gid: it.gid,
                 mode: it.mode,
             }),
             limits: limits::to_proto(spec.limits),
-            ..v1::DeviceSpec::default()
         }),
         status: None,
     }

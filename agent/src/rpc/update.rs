@@ -8,7 +8,9 @@ use proto::v1;
 use serde_json::Value;
 use tonic::Status;
 
-use super::convert::{check_request_id, config, device_id_in, restart_policy, socket_spec};
+use super::convert::{
+    backend_loss_policy, check_request_id, config, device_id_in, restart_policy, socket_spec,
+};
 use super::limits;
 use super::status::invalid;
 use crate::change::{Change, Edit};
@@ -18,7 +20,14 @@ use crate::store::Call;
 use crate::supervisor::Update;
 
 const MAX_PATHS: usize = 256;
-const SPEC: [&str; 5] = ["model", "config", "restart_policy", "socket", "limits"];
+const SPEC: [&str; 6] = [
+    "model",
+    "config",
+    "restart_policy",
+    "backend_loss_policy",
+    "socket",
+    "limits",
+];
 
 /// A field, by the names that lead to it.
 type Path = Vec<String>;
@@ -66,6 +75,10 @@ fn populated(device: &v1::Device) -> Vec<Path> {
         (&["spec", "model"], !spec.model.is_empty()),
         (&["spec", "config"], spec.config.is_some()),
         (&["spec", "restart_policy"], spec.restart_policy != 0),
+        (
+            &["spec", "backend_loss_policy"],
+            spec.backend_loss_policy != 0,
+        ),
         (&["spec", "socket"], spec.socket.is_some()),
         (&["spec", "limits"], spec.limits.is_some()),
     ];
@@ -171,6 +184,9 @@ fn edits(
             ["spec", "restart_policy"] => {
                 Edit::RestartPolicy(restart_policy(spec.restart_policy, bad))
             }
+            ["spec", "backend_loss_policy"] => {
+                Edit::BackendLossPolicy(backend_loss_policy(spec.backend_loss_policy, bad))
+            }
             ["spec", "socket", ..] => Edit::Socket(spec.socket.map(|it| socket_spec(it, bad))),
             ["spec", "limits"] => Edit::Limits(limits::limits(spec.limits, bad)),
             ["spec", "limits", name] => {
@@ -207,7 +223,7 @@ mod tests {
 
     use super::*;
     use crate::limits::Limits;
-    use crate::store::{RestartPolicy, SocketSpec};
+    use crate::store::{BackendLossPolicy, RestartPolicy, SocketSpec};
 
     fn device() -> v1::Device {
         let link = prost_types::Value {
@@ -267,6 +283,7 @@ mod tests {
             Edit::Model("e1000".to_owned()),
             Edit::Config(json!({"link": "down"})),
             Edit::RestartPolicy(RestartPolicy::Always),
+            Edit::BackendLossPolicy(BackendLossPolicy::default()),
             Edit::Socket(None),
             Edit::Limits(Limits::default()),
         ];

@@ -19,8 +19,8 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
 pub use self::error::Error;
 pub(crate) use self::record::{
-    Attachment, Call, Drain, Drained, Failure, History, Previous, Record, RestartPolicy, ShutDown,
-    SocketSpec, Spec, Stage,
+    Attachment, BackendLossPolicy, Call, Drain, Drained, Failure, History, Previous, Record,
+    RestartPolicy, ShutDown, SocketSpec, Spec, Stage,
 };
 use self::schema::{AGENT, DELETIONS, DEVICES, DRAIN};
 use self::writer::{Change, Writer};

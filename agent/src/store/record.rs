@@ -52,6 +52,12 @@ pub(crate) struct Attachment {
     /// The VMM's process, once the VMM has taken it, where it can be seen.
     #[serde(default)]
     pub(crate) process: Option<Process>,
+    /// Since when the VMM has been connected to no process of the device, although it has it.
+    #[serde(default)]
+    pub(crate) lost_time: Option<SystemTime>,
+    /// Whether the VMM is to take the device again once it has given it up.
+    #[serde(default)]
+    pub(crate) comes_back: bool,
     pub(crate) create_time: SystemTime,
     /// Since when `stage` holds.
     pub(crate) update_time: SystemTime,
@@ -167,6 +173,25 @@ pub(crate) struct Spec {
     pub(crate) socket: Option<SocketSpec>,
     #[serde(default)]
     pub(crate) limits: Limits,
+    /// Left out when it is the default, so that a request that does not have it is the same request as ever.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) backend_loss_policy: BackendLossPolicy,
+}
+
+/// What the agent does when a device's process ends while a VMM has the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum BackendLossPolicy {
+    /// Nothing: the guest's card is dead.
+    #[default]
+    Hold,
+    /// Unplugs the device and plugs it in again.
+    Replug,
+    /// Nothing, and no other process is started.
+    Fail,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// What the agent does when a device's process ends by itself.

@@ -23,6 +23,7 @@ pub(crate) fn record(id: &str) -> Record {
             model: "e1000".to_owned(),
             config: serde_json::json!({"net": {"null": {}}}),
             restart_policy: RestartPolicy::Always,
+            backend_loss_policy: BackendLossPolicy::default(),
             socket: None,
             limits: Limits::default(),
         },

@@ -170,6 +170,7 @@ impl Task {
                 () = asked_to_end(&mut shutdown) => return,
             }
             self.settle_late().await;
+            self.mend().await;
         }
     }
 
@@ -316,6 +317,9 @@ impl Task {
                 self.view.client = client;
                 self.view.resets = status.resets;
                 self.event(Event::Status { connected }).await;
+                if connected {
+                    self.backend_found().await;
+                }
                 if is_left {
                     self.client_left().await;
                 }
@@ -397,8 +401,14 @@ impl Task {
         self.view.start_time = None;
         let had_client = self.view.client.take().is_some();
         self.view.resets = Resets::default();
-        let success = exit.success();
-        self.event(Event::Ended { success }).await;
+        self.backend_lost().await;
+        match !asked && self.fails_with_backend() {
+            true => self.give_up().await,
+            false => {
+                let success = exit.success();
+                self.event(Event::Ended { success }).await;
+            }
+        }
         if had_client {
             self.client_left().await;
         }

@@ -58,7 +58,11 @@ impl Task {
                 warn!(failure = chain(&failure), "device process ended by itself");
                 self.note(Severity::Warning, failure.reason(), &chain(&failure));
                 self.view.failure = Some(Arc::new(failure));
-                self.event(Event::Ended { success: false }).await;
+                self.backend_lost().await;
+                match self.fails_with_backend() {
+                    true => self.give_up().await,
+                    false => self.event(Event::Ended { success: false }).await,
+                }
             }
             None => {
                 if manifest.is_none()

@@ -28,7 +28,7 @@ impl Task {
                 }
             }
             (Phase::Failed, _) if before != Phase::Failed => {
-                let why = "device process not started again: it ended too often, or its restart policy says so";
+                let why = "device process not started again: it ended too often, or a policy of its says so";
                 self.note(Severity::Warning, "FAILED", why);
                 let failure = self.view.failure.as_deref();
                 history.failure = failure.map(|failure| Failure {

@@ -19,6 +19,7 @@ mod find;
 mod history;
 mod leave;
 mod log;
+mod loss;
 mod names;
 mod plug;
 mod release;

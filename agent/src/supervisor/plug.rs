@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::attach::{self, Action, Event};
 use super::device::Task;
 use super::error::Error;
+use super::loss::Mending;
 use super::names::Name;
 use super::release::Asked;
 use super::request::Reply;
@@ -28,7 +29,7 @@ use crate::vmm::{self, Endpoint, Placed, Vm, Wanted};
 use crate::{clock, steps};
 
 /// How long a guest has to let go of a device that is deleted by force, or that an earlier agent was unplugging.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the client may take to disconnect after its VMM has said that the device is out.
 const PARTING: Duration = Duration::from_secs(5);
@@ -78,6 +79,10 @@ pub(super) struct Place {
     parting: Option<Instant>,
     /// Whether the device shall be deleted once it is out.
     is_last: bool,
+    /// Whether the client has left since the VMM was last asked.
+    pub(super) is_left: bool,
+    /// What is to be done about a VMM that has lost the device's process.
+    pub(super) mending: Mending,
 }
 
 /// What came of a call to the VMM.
@@ -103,7 +108,8 @@ impl Place {
     /// The next news; none while the device is in no VMM. Cancel safe.
     pub(super) async fn news(&mut self) -> News {
         let deadline = self.state.as_ref().and_then(attach::State::deadline);
-        let deadline = deadline.into_iter().chain(self.parting).min();
+        let others = self.parting.into_iter().chain(self.mending.deadline());
+        let deadline = deadline.into_iter().chain(others).min();
         tokio::select! {
             Some(answer) = self.calls.join_next() => News::Answer(answer.ok().map(Box::new)),
             event = next_event(self.events.as_mut()) => News::Vmm(event),
@@ -231,16 +237,24 @@ impl Task {
             wanted: plug.wanted,
             placed: Placed::default(),
             process: None,
+            lost_time: None,
+            comes_back: false,
             create_time: now,
             update_time: now,
         };
         self.record_place(Some(attachment), call.as_ref()).await?;
         steps::reached("plug.recorded");
-        self.note(Severity::Normal, "PLUGGING", "a VMM is asked to take it");
-        self.place.state = Some(attach::State::plugging());
         self.place.name = Some(name);
-        self.carry_to_vmm(Action::Plug);
+        self.begin_to_plug();
         Ok(true)
+    }
+
+    /// Asks the VMM to take the device, as it is recorded.
+    pub(super) fn begin_to_plug(&mut self) {
+        self.note(Severity::Normal, "PLUGGING", "a VMM is asked to take it");
+        self.place.mending = Mending::default();
+        self.place.state = Some(attach::State::plugging());
+        self.carry_to_vmm(Action::Plug);
     }
 
     /// Takes the device from its VMM, and answers when that has let go.
@@ -281,6 +295,7 @@ impl Task {
             return Ok(false);
         };
         if attachment.stage == Stage::Unplugging {
+            self.stay_out().await?;
             return Ok(true);
         }
         self.record.check_etag(etag)?;
@@ -312,22 +327,46 @@ impl Task {
 
     /// Makes it durable that the device shall leave its VMM, and begins with that.
     async fn leave_vmm(&mut self, patience: Duration, call: Option<&Call>) -> Result<(), Error> {
-        let attachment = self.record.attachment.as_deref().cloned();
-        let attachment = attachment.map(|it| Attachment {
+        let Some(attachment) = self.record.attachment.as_deref().cloned() else {
+            return Ok(());
+        };
+        let attachment = Attachment {
             stage: Stage::Unplugging,
-            update_time: clock::now_after(it.update_time),
-            ..it
-        });
-        self.record_place(attachment, call).await?;
+            update_time: clock::now_after(attachment.update_time),
+            ..attachment
+        };
+        let why = "its VMM is asked to let go of it";
+        self.leave_to(attachment, patience, call).await?;
+        self.note(Severity::Normal, "UNPLUGGING", why);
+        Ok(())
+    }
+
+    /// The same, with what is to become of the device then.
+    pub(super) async fn leave_to(
+        &mut self,
+        attachment: Attachment,
+        patience: Duration,
+        call: Option<&Call>,
+    ) -> Result<(), Error> {
+        self.record_place(Some(attachment), call).await?;
         steps::reached("unplug.recorded");
-        self.note(
-            Severity::Normal,
-            "UNPLUGGING",
-            "its VMM is asked to let go of it",
-        );
         self.place.patience = patience;
         self.attach_event(Event::Unplug).await;
         Ok(())
+    }
+
+    /// A device that is on its way out of its VMM does not go in again by itself.
+    async fn stay_out(&mut self) -> Result<(), Error> {
+        match self.record.attachment.as_deref() {
+            Some(attachment) if attachment.comes_back => {
+                let attachment = Attachment {
+                    comes_back: false,
+                    ..attachment.clone()
+                };
+                self.record_place(Some(attachment), None).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes the device from its VMM before it is deleted. Whether that is under way.
@@ -336,10 +375,12 @@ impl Task {
             return false;
         }
         self.place.is_last = true;
-        let is_leaving = self.record.attachment.as_ref().map(|it| it.stage);
-        if is_leaving != Some(Stage::Unplugging)
-            && let Err(error) = self.leave_vmm(PATIENCE, None).await
-        {
+        let stage = self.record.attachment.as_ref().map(|it| it.stage);
+        let left = match stage {
+            Some(Stage::Unplugging) => self.stay_out().await,
+            _ => self.leave_vmm(PATIENCE, None).await,
+        };
+        if let Err(error) = left {
             warn!(error = chain(&error), "device deleted while it is plugged");
             self.place.is_last = false;
             return false;
@@ -367,6 +408,7 @@ impl Task {
         }
         self.parted();
         if self.place.is_taken() {
+            self.place.is_left = true;
             if let Some(events) = &self.place.events {
                 events.vm().hint();
             }
@@ -477,6 +519,7 @@ impl Task {
             };
             self.record_place_late(Some(attachment)).await;
         }
+        self.still_there(event).await;
         let error = error.map(Arc::new);
         if let Some(error) = &error {
             self.tell_failure(event, error);
@@ -527,12 +570,16 @@ impl Task {
         let Some(attachment) = self.record.attachment.as_deref() else {
             return;
         };
+        let is_kept = attachment.comes_back;
         let attachment = Attachment {
             stage,
+            comes_back: false,
             update_time: clock::now_after(attachment.update_time),
             ..attachment.clone()
         };
-        if stage == Stage::Plugged {
+        if is_kept {
+            self.kept_dead();
+        } else if stage == Stage::Plugged {
             let Placed { bus, address } = &attachment.placed;
             info!(bus, address, "device plugged");
             let text = format!("its VMM has it on {bus} at {address}");
@@ -544,10 +591,17 @@ impl Task {
 
     /// The device is in no VMM any more.
     async fn forget_place(&mut self, event: Event) {
-        self.place.events = None;
-        self.place.name = None;
         self.place.calls.abort_all();
         self.place.calls = JoinSet::new();
+        self.place.is_left = false;
+        if matches!(event, Event::LetGo | Event::Found(false))
+            && let Some(attachment) = self.record.attachment.as_deref().cloned()
+            && attachment.comes_back
+        {
+            return self.come_back(attachment).await;
+        }
+        self.place.events = None;
+        self.place.name = None;
         if event != Event::Refused {
             // A VMM can be done before its process has told of the client. Boxed, for what it hears can lead here.
             Box::pin(self.refresh()).await;
@@ -646,7 +700,7 @@ impl Task {
     }
 
     /// The same of what has happened already. Where that can't be written the next agent asks the VMM.
-    async fn record_place_late(&mut self, attachment: Option<Attachment>) {
+    pub(super) async fn record_place_late(&mut self, attachment: Option<Attachment>) {
         let kept = attachment.clone();
         if let Err(error) = self.record_place(attachment, None).await {
             warn!(error = chain(&error), "place in a VMM");

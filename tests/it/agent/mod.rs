@@ -2,6 +2,7 @@
 
 mod doctor;
 mod life;
+mod loss;
 mod plug;
 mod release;
 mod repeated;

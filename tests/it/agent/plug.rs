@@ -22,11 +22,11 @@ fn machine(host: &Host) -> Builder {
     builder
 }
 
-fn qmp_path(host: &Host) -> PathBuf {
+pub(super) fn qmp_path(host: &Host) -> PathBuf {
     host.path("vm-qmp.sock")
 }
 
-fn plug(host: &Host, id: &str) -> PlugDeviceRequest {
+pub(super) fn plug(host: &Host, id: &str) -> PlugDeviceRequest {
     PlugDeviceRequest {
         name: format!("devices/{id}"),
         vmm: Some(Vmm {
@@ -39,18 +39,18 @@ fn plug(host: &Host, id: &str) -> PlugDeviceRequest {
     }
 }
 
-fn unplug(id: &str) -> UnplugDeviceRequest {
+pub(super) fn unplug(id: &str) -> UnplugDeviceRequest {
     UnplugDeviceRequest {
         name: format!("devices/{id}"),
         ..UnplugDeviceRequest::default()
     }
 }
 
-fn attached(device: &Device) -> Option<&Attachment> {
+pub(super) fn attached(device: &Device) -> Option<&Attachment> {
     device.status.as_ref()?.attachment.as_ref()
 }
 
-fn is_plugged(device: &Device) -> bool {
+pub(super) fn is_plugged(device: &Device) -> bool {
     attached(device).is_some_and(|it| it.state() == attachment::State::Plugged)
 }
 
