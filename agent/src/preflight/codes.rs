@@ -169,6 +169,15 @@ const PROVOKED: &[(&str, Provoke)] = &[
             message: "no".to_owned(),
         });
     }),
+    ("VMM_WITHOUT_MACHINE", |it| {
+        it.answer = Err(Error::NoPlace {
+            why: "there is no machine".to_owned(),
+            cure: "create one".to_owned(),
+        });
+    }),
+    ("VMM_EVENTS_UNREADABLE", |it| {
+        it.facts().unheard = Some(("/events".into(), "no".to_owned()));
+    }),
     ("VMM_TOO_OLD", |it| {
         it.facts().version_needed = Some("10.1.1".to_owned());
     }),

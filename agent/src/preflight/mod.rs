@@ -284,6 +284,7 @@ mod tests {
             }],
             buses: vec![bus("rp0"), bus("rp1")],
             devices: Vec::new(),
+            unheard: None,
         }
     }
 

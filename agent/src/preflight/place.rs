@@ -160,6 +160,14 @@ fn segment(facts: &Facts, wanted: &Wanted) -> Finding {
             "choose another, or start it with --platform num_pci_segments=COUNT",
         );
     };
+    if !bus.is_hotpluggable {
+        return Finding::error(
+            "BUS_NOT_HOTPLUGGABLE",
+            wanted,
+            format!("a {} takes no vfio-user device", bus.kind),
+            "choose another segment",
+        );
+    }
     match bus.has_place() {
         true => Finding::ok("PLACE", wanted, "the PCI segment has a free slot"),
         false => Finding::error(
@@ -292,6 +300,11 @@ mod tests {
             full(&mut it.buses[1]);
         });
         assert_eq!(error(&full), "BUS_FULL");
+        let fixed = found(&question, |it| {
+            segments(it);
+            it.buses[1].is_hotpluggable = false;
+        });
+        assert_eq!(error(&fixed), "BUS_NOT_HOTPLUGGABLE");
         question.wanted.pci_segment = Some(2);
         assert_eq!(error(&found(&question, segments)), "SEGMENT_UNKNOWN");
     }

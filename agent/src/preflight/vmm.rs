@@ -61,6 +61,7 @@ fn unasked(path: &Path, error: &Error) -> Finding {
             "it has ended while it was asked",
             "start it again",
         ),
+        Error::NoPlace { why, cure } => Finding::error("VMM_WITHOUT_MACHINE", subject, why, cure),
         error => Finding::error("VMM_REFUSES", subject, chain(error), silent),
     }
 }
@@ -109,6 +110,16 @@ fn told(path: &Path, facts: &Facts) -> Vec<Finding> {
             &subject,
             format!("its guest is {run_state}, and sees no device meanwhile"),
             "let the guest run on",
+        ));
+    }
+    if let Some((path, why)) = &facts.unheard {
+        found.push(Finding::warning(
+            "VMM_EVENTS_UNREADABLE",
+            path.display().to_string(),
+            format!(
+                "events of the VMM can't be read there: {why}; what becomes of its devices is seen later without them"
+            ),
+            "give the file of its --event-monitor, and let the agent's user read it",
         ));
     }
     found
@@ -222,6 +233,13 @@ mod tests {
                 },
                 "VMM_REFUSES",
             ),
+            (
+                Error::NoPlace {
+                    why: "there is no machine".to_owned(),
+                    cure: "create one".to_owned(),
+                },
+                "VMM_WITHOUT_MACHINE",
+            ),
         ] {
             assert_eq!(wrong(&found(Err(error))), [(code, Severity::Error)]);
         }
@@ -263,5 +281,16 @@ mod tests {
     fn a_guest_that_stands_still_is_a_warning() {
         let found = changed(|it| it.run_state = "paused".to_owned());
         assert_eq!(wrong(&found), [("VMM_NOT_RUNNING", Severity::Warning)]);
+    }
+
+    #[test]
+    fn a_vmm_whose_events_are_not_heard_is_a_warning() {
+        let why = "permission denied".to_owned();
+        let found = changed(|it| it.unheard = Some(("/run/events".into(), why)));
+        assert_eq!(
+            wrong(&found),
+            [("VMM_EVENTS_UNREADABLE", Severity::Warning)]
+        );
+        assert_eq!(found.last().unwrap().subject, "/run/events");
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Facts {
     pub(crate) buses: Vec<Bus>,
     /// The vfio-user devices that it has.
     pub(crate) devices: Vec<Found>,
+    /// Where its events are to come from, and why they can't be read there.
+    pub(crate) unheard: Option<(PathBuf, String)>,
 }
 
 /// Who serves a socket, as far as this agent's namespaces show.

@@ -206,6 +206,7 @@ impl CloudHypervisor {
             memory: info.memory(),
             buses: if is_new { info.buses() } else { Vec::new() },
             devices: if is_new { info.devices() } else { Vec::new() },
+            unheard: session.unheard().await,
         })
     }
 

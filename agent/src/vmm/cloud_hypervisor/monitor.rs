@@ -137,6 +137,11 @@ impl Monitor {
     }
 }
 
+/// Whether it can be read.
+pub(super) async fn check(path: &Path) -> io::Result<()> {
+    open(path, SeekFrom::End(0)).await.map(|_| ())
+}
+
 async fn open(path: &Path, from: SeekFrom) -> io::Result<Source> {
     let opened = timeout(OPENING, open_now(path, from)).await;
     opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -25,7 +25,7 @@ use super::super::events::{Event, Feed, Receiver};
 use super::super::identity::Identity;
 use super::super::{Error, Owner};
 use super::http::{Answer, Call, Connection, stranger};
-use super::monitor::Monitor;
+use super::monitor::{self, Monitor};
 use super::owner;
 use super::wire::{self, Ping, Version};
 use crate::chain::chain;
@@ -44,6 +44,7 @@ const STABLE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Session {
     path: PathBuf,
+    events_path: Option<PathBuf>,
     /// As it tells, and as it is compared; nothing of a build without a number.
     pub(super) version_text: String,
     pub(super) version: Option<Version>,
@@ -91,6 +92,7 @@ impl Session {
         let (needed, unneeded) = oneshot::channel();
         let session = Self {
             path: path.to_owned(),
+            events_path: events_path.map(Path::to_owned),
             version: Version::parse(&ping.version),
             version_text: ping.version,
             owner: owner::of(connection.owner, ping.pid),
@@ -157,6 +159,13 @@ impl Session {
     /// What happens from now on.
     pub(super) fn events(&self) -> Receiver {
         self.events.again()
+    }
+
+    /// Where its events are to come from, and why they can't be read there.
+    pub(super) async fn unheard(&self) -> Option<(PathBuf, String)> {
+        let path = self.events_path.as_deref()?;
+        let error = monitor::check(path).await.err()?;
+        Some((path.to_owned(), error.to_string()))
     }
 
     /// While this is kept, events are looked for often.

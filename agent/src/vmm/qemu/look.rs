@@ -130,6 +130,7 @@ impl Qemu {
             memory: self.memory().await?,
             buses,
             devices,
+            unheard: None,
         })
     }
 
