@@ -219,9 +219,9 @@ impl Drop for CloudHypervisor {
         state.present.clear();
         state.events = None;
         drop(state);
-        // Wakes the thread, which waits for a connection.
-        let _ = UnixStream::connect(&self.path);
-        if let Some(thread) = self.thread.take() {
+        // Wakes the thread, which waits for a connection. If the socket has been removed it waits on, and ends with us.
+        let is_awake = UnixStream::connect(&self.path).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| is_awake) {
             let _ = thread.join();
         }
     }
@@ -256,6 +256,9 @@ impl Inner {
                 _ => {
                     if let Some(Habit::Slow(time)) = habit {
                         self.sleep(time);
+                        if self.state().is_over {
+                            break;
+                        }
                     }
                     self.carry_out(&method, &operation, &body)
                 }

@@ -4,6 +4,7 @@ mod doctor;
 mod life;
 mod loss;
 mod plug;
+mod plug_ch;
 mod release;
 mod repeated;
 mod requests;
