@@ -29,9 +29,9 @@ impl Task {
             return Ok(());
         }
         self.record.check_etag(etag)?;
-        self.check_use(force).await?;
-        self.check_place(force)?;
         if self.record.delete_time.is_none() {
+            self.check_use(force).await?;
+            self.check_place(force)?;
             let delete_time = Some(clock::now_after(self.record.create_time));
             let record = Record {
                 delete_time,

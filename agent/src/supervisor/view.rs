@@ -102,6 +102,9 @@ impl View {
     pub(super) fn update(&mut self, phase: Phase) {
         let served_before = self.served();
         self.life = match phase {
+            Phase::Gone => Life::Gone,
+            // Its VMM may have to let go of it first.
+            _ if self.delete_time.is_some() => Life::Deleting,
             Phase::Starting { .. }
             | Phase::Overdue { .. }
             | Phase::Waiting { .. }
@@ -125,7 +128,6 @@ impl View {
             }
             | Phase::Killed { then: Then::Delete }
             | Phase::Leaving { .. } => Life::Deleting,
-            Phase::Gone => Life::Gone,
         };
         let failed = |next: &str, failure: &StartError| {
             let message = format!("{next}: {}", chain(failure));
@@ -133,12 +135,12 @@ impl View {
         };
         let told = |reason, message: &str| (Cow::Borrowed(reason), message.to_owned());
         (self.reason, self.message) = match (phase, self.life, self.failure.as_deref()) {
-            (Phase::Serving { .. }, ..) => told("SERVED", ""),
             (Phase::Leaving { .. }, ..) => told(
                 "DELETING",
                 "what is left of it can't be removed, which is tried again; the agent's log says why",
             ),
             (_, Life::Deleting | Life::Gone, _) => told("DELETING", "it is being deleted"),
+            (Phase::Serving { .. }, ..) => told("SERVED", ""),
             (_, Life::Stopped, _) => told(
                 "SHUT_DOWN",
                 "the devices of this host were shut down; Undrain starts them again",
