@@ -18,6 +18,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vfio_user::client::{Client, Options};
 
+use crate::command::wait_for;
+
 /// What the VMM is like when it begins.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -201,6 +203,23 @@ impl CloudHypervisor {
             state.put(id, segment, client);
         }
         state.tell("vm", "booted", &[]);
+        Ok(())
+    }
+
+    /// The guest reboots: the machine is made anew, and connects to its devices again.
+    pub fn reboot(&self) -> Result<()> {
+        let _turn = self.inner.api.lock();
+        let mut state = self.inner.state();
+        state.tell("vm", "rebooting", &[]);
+        state.present.clear();
+        for (id, (socket, segment)) in state.configured.clone() {
+            // A program that another thread just starts has a copy of what was closed here, until it runs.
+            let client = wait_for("the device", Duration::from_secs(1), || {
+                Ok(self.inner.connect(&socket).ok())
+            })?;
+            state.put(id, segment, client);
+        }
+        state.tell("vm", "rebooted", &[]);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -22,6 +23,8 @@ pub enum Need {
     QemuServer,
     /// The program usbvfiod, which `cargo xtask setup` builds.
     Usbvfiod,
+    /// A cloud-hypervisor, which the variable `CLOUD_HYPERVISOR` names: it needs a KVM, and set-up has none.
+    CloudHypervisor,
     /// Python with gRPC, which `cargo xtask setup` makes.
     Python,
     /// To run as root.
@@ -36,6 +39,7 @@ impl Need {
             Self::Qemu => "qemu",
             Self::QemuServer => "qemu-server",
             Self::Usbvfiod => "usbvfiod",
+            Self::CloudHypervisor => "cloud-hypervisor",
             Self::Python => "python",
             Self::Root => "root",
             Self::Tap => "tap",
@@ -67,6 +71,9 @@ impl Need {
                 }
                 Err(error) => Some(format!("{error:#}")),
             },
+            Self::CloudHypervisor => cloud_hypervisor()
+                .is_none()
+                .then(|| "CLOUD_HYPERVISOR names no program".to_owned()),
             Self::Python => match Python::find() {
                 Ok(Some(_)) => None,
                 Ok(None) => {
@@ -92,6 +99,13 @@ impl Need {
             }
         }
     }
+}
+
+/// The program that the variable `CLOUD_HYPERVISOR` names.
+#[must_use]
+pub fn cloud_hypervisor() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os("CLOUD_HYPERVISOR")?);
+    path.is_file().then_some(path)
 }
 
 /// Whether this process runs as root.

@@ -257,6 +257,26 @@ async fn a_machine_that_is_off_takes_a_device_and_connects_when_it_is_turned_on(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_reboots_keeps_its_device() {
+    let mut bench = Bench::with_events().await;
+    bench.plug().await.unwrap();
+    let before = bench.is_plugged().await;
+    for _ in 0..3 {
+        tokio::task::block_in_place(|| bench.vmm().reboot()).unwrap();
+        assert_eq!(bench.is_plugged().await, before);
+    }
+    // Nor is it taken for lost afterwards.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(bench.is_plugged().await, before);
+    let device = get(&mut bench.devices, "nic0").await;
+    let conditions = device.status.unwrap().conditions;
+    let is_lost = conditions.iter().any(|it| it.r#type == "BackendLost");
+    assert!(!is_lost, "{conditions:?}");
+    bench.unplug(20).await.unwrap();
+    bench.is_unplugged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vmm_that_refuses_changes_nothing_and_is_quoted() {
     let mut bench = Bench::new(|_, _| {}).await;
     bench.vmm().habit(ADD, refusal());

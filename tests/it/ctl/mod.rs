@@ -4,6 +4,7 @@
 mod agent;
 mod device;
 mod observe;
+mod plug;
 mod refusal;
 mod usage;
 mod vmm;

@@ -83,7 +83,7 @@ fn qemu_takes_the_command_line_and_shows_as_the_client() -> Result<()> {
 }
 
 /// A VMM that is killed when dropped.
-struct Vmm(Child);
+pub(super) struct Vmm(pub(super) Child);
 
 impl Drop for Vmm {
     fn drop(&mut self) {

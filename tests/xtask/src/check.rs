@@ -83,16 +83,19 @@ impl Checks {
     }
 
     /// As root and in CI nothing that set-up makes may be missing, else the tests that need it are skipped aloud. QEMU's
-    /// server takes long to build: who has built it wants its tests.
+    /// server takes long to build: who has built it wants its tests, as does who names a cloud-hypervisor.
     fn tests(&mut self) -> Result<()> {
         let mut test = cargo()?;
         test.args(["test", "--workspace", "--no-fail-fast"]);
         if std::env::var_os("VFU_REQUIRE").is_none() {
             if require::is_root() || std::env::var_os("CI").is_some() {
-                let required = match QemuServer::find()? {
-                    Some(_) => "all",
-                    None => "all,-qemu-server",
-                };
+                let mut required = "all".to_owned();
+                if QemuServer::find()?.is_none() {
+                    required.push_str(",-qemu-server");
+                }
+                if std::env::var_os("CLOUD_HYPERVISOR").is_none() {
+                    required.push_str(",-cloud-hypervisor");
+                }
                 test.env("VFU_REQUIRE", required);
             } else {
                 eprintln!("\nnot root: tests with TAP devices are skipped");
