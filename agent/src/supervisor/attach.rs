@@ -1,4 +1,4 @@
-//! What becomes of a device's place in a VMM. Pure: the task in `plug.rs` reports events and carries actions out.
+//! What becomes of a device's place in a VMM. Pure: the task in `place.rs` reports events and carries actions out.
 //!
 //! ```text
 //!             Plug              took, found                 Unplug

@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::child::{Exit, Process};
 use super::control::{self, Control, Message, Resets, Service};
 use super::error::{Error, StartError};
-use super::plug::Place;
+use super::place::Place;
 use super::release::Release;
 use super::request::{Request, Reset, Restart};
 use super::rundir::RunDir;

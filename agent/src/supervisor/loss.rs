@@ -2,7 +2,7 @@
 //! that the guest's card is dead until the device goes out of the VMM and in again.
 //!
 //! What is done about it is the device's `backend_loss_policy`. A VMM that is gone has lost nothing: then the device is in
-//! no VMM any more, which `plug.rs` finds out.
+//! no VMM any more, which `place.rs` finds out.
 
 use std::time::{Duration, Instant};
 

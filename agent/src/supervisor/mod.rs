@@ -21,6 +21,7 @@ mod leave;
 mod log;
 mod loss;
 mod names;
+mod place;
 mod plug;
 mod release;
 mod request;
@@ -33,6 +34,7 @@ mod state;
 mod undo;
 mod update;
 mod view;
+mod vmm_call;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
