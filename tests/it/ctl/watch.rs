@@ -14,7 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tests::Agent;
+use tests::{Agent, command::wait_for};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -81,7 +81,7 @@ impl Running {
     }
 
     fn end(&mut self) -> Result<(ExitStatus, String)> {
-        let status = self.child.wait()?;
+        let status = wait_for("the end of vfuctl", LIMIT, || Ok(self.child.try_wait()?))?;
         let mut told = String::new();
         let mut stderr = self.child.stderr.take().context("stderr")?;
         stderr.read_to_string(&mut told)?;
