@@ -7,6 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tests::{
     CloudHypervisor, cloud_hypervisor::Machine, command::wait_for, require,
     require::cloud_hypervisor,
@@ -109,11 +113,46 @@ fn the_real_cloud_hypervisor_takes_a_device_before_it_boots_and_while_it_runs() 
     let plugged = agent.ctl_ok(&format!("plug nic1 {place}"))?;
     assert!(plugged.contains("address 0000:00:"), "{plugged}");
     agent.ctl_ok("wait nic1 --for state=CONNECTED --timeout 20")?;
+
+    // It leaves its devices, and comes back to the one that it was not asked to let go of.
+    let lost = || Ok::<_, anyhow::Error>(json(&agent, "get nic1")?["status"]["resets"].take());
+    let before = lost()?;
+    put(&api, "vm.reboot", "")?;
+    wait_for("the device's leave", LIMIT, || {
+        Ok((lost()? != before).then_some(()))
+    })?;
+    agent.ctl_ok("wait nic1 --for state=CONNECTED --timeout 20")?;
+    let status = json(&agent, "get nic1")?["status"].take();
+    assert_eq!(status["attachment"]["state"], "PLUGGED", "{status}");
+    wait_for("the place of the other", LIMIT, || {
+        let status = json(&agent, "get nic0")?["status"].take();
+        let is_out = status["state"] == "READY" && status["attachment"].is_null();
+        Ok(is_out.then_some(()))
+    })?;
+    // It does not come back by itself to a device whose process has ended, and the next reboot brings it back.
+    let pid = json(&agent, "get nic1")?["status"]["pid"].as_i64();
+    let pid = Pid::from_raw(pid.context("a pid")?.try_into()?);
+    kill(pid, Signal::SIGKILL)?;
+    backend_lost(&agent, true)?;
+    put(&api, "vm.reboot", "")?;
+    agent.ctl_ok("wait nic1 --for state=CONNECTED --timeout 20")?;
+    backend_lost(&agent, false)?;
+
     drop(vmm);
     agent.ctl_ok("wait nic1 --for state=READY --timeout 20")?;
     until(&agent, "READY")?;
     agent.ctl_ok("delete nic0 nic1")?;
     only(&agent, &[])
+}
+
+/// Waits until the VMM of `nic1` has no process of it, or has one.
+fn backend_lost(agent: &Agent, is_lost: bool) -> Result<()> {
+    wait_for("what became of the backend", LIMIT, || {
+        let conditions = json(agent, "get nic1")?["status"]["conditions"].take();
+        let conditions = conditions.as_array().context("conditions")?;
+        let is = conditions.iter().any(|it| it["type"] == "BackendLost");
+        Ok((is == is_lost).then_some(()))
+    })
 }
 
 fn words(args: &str) -> Vec<&str> {
