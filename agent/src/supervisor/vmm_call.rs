@@ -57,20 +57,8 @@ async fn plug_into(shared: &Shared, endpoint: &Endpoint, plug: &vmm::Plug) -> An
         Err(error) => return Answer::failed(Event::Refused, error, None),
     };
     match vm.plug(plug).await {
-        Ok(placed) => Answer {
-            event: Event::Took,
-            placed: Some(placed),
-            vm: Some(vm),
-            error: None,
-        },
-        Err(error) => {
-            let event = match &error {
-                vmm::Error::Unanswered { .. } => Event::Unknown,
-                vmm::Error::Gone { .. } => Event::Gone,
-                _ => Event::Refused,
-            };
-            Answer::failed(event, error, Some(vm))
-        }
+        Ok(placed) => Answer::done(Event::Took, Some(placed), vm),
+        Err(error) => Answer::refused(Event::Refused, error, vm),
     }
 }
 
@@ -93,20 +81,8 @@ async fn unplug_from(shared: &Shared, attachment: &Attachment, patience: Duratio
         Err(answer) => return answer,
     };
     match vm.unplug(&attachment.vmm_device_id, patience).await {
-        Ok(()) => Answer {
-            event: Event::LetGo,
-            placed: None,
-            vm: Some(vm),
-            error: None,
-        },
-        Err(error) => {
-            let event = match &error {
-                vmm::Error::Unanswered { .. } => Event::Unknown,
-                vmm::Error::Gone { .. } => Event::Gone,
-                _ => Event::Kept,
-            };
-            Answer::failed(event, error, Some(vm))
-        }
+        Ok(()) => Answer::done(Event::LetGo, None, vm),
+        Err(error) => Answer::refused(Event::Kept, error, vm),
     }
 }
 
@@ -116,23 +92,34 @@ async fn find_in(shared: &Shared, attachment: &Attachment) -> Answer {
         Err(answer) => return answer,
     };
     match vm.find(&attachment.vmm_device_id).await {
-        Ok(found) => Answer {
-            event: Event::Found(found.is_some()),
-            placed: found.map(|it| it.placed),
-            vm: Some(vm),
-            error: None,
-        },
-        Err(error) => {
-            let event = match &error {
-                vmm::Error::Gone { .. } => Event::Gone,
-                _ => Event::Unknown,
-            };
-            Answer::failed(event, error, Some(vm))
+        Ok(found) => {
+            let event = Event::Found(found.is_some());
+            Answer::done(event, found.map(|it| it.placed), vm)
         }
+        Err(error) => Answer::refused(Event::Unknown, error, vm),
     }
 }
 
 impl Answer {
+    fn done(event: Event, placed: Option<Placed>, vm: Vm) -> Self {
+        Self {
+            event,
+            placed,
+            vm: Some(vm),
+            error: None,
+        }
+    }
+
+    /// The VMM did not do it, which is `event` if it has said so.
+    fn refused(event: Event, error: vmm::Error, vm: Vm) -> Self {
+        let event = match &error {
+            vmm::Error::Unanswered { .. } => Event::Unknown,
+            vmm::Error::Gone { .. } => Event::Gone,
+            _ => event,
+        };
+        Self::failed(event, error, Some(vm))
+    }
+
     fn failed(event: Event, error: vmm::Error, vm: Option<Vm>) -> Self {
         Self {
             event,
