@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prost_types::Duration as ProtoDuration;
 use proto::v1;
 use proto::v1::agent_service_server::AgentService;
 use tonic::{Request, Response, Status};
 
-use super::convert::{OWN_RUNTIME, duration};
+use super::convert::OWN_RUNTIME;
+use super::span::patience;
 use super::status::invalid_field;
 use super::{Service, mutation};
 use crate::chain::chain;
@@ -20,7 +20,6 @@ use crate::supervisor::Life;
 const MAX_REASON_BYTES: usize = 256;
 /// How long processes may take to end when the caller does not say.
 const SHUT_DOWN: Duration = Duration::from_secs(30);
-const MAX_SHUT_DOWN: Duration = Duration::from_secs(3600);
 /// So many devices that were not stopped are named.
 const MAX_REMAINING: usize = 100;
 /// So many devices whose records can't be read are named.
@@ -211,13 +210,6 @@ impl AgentService for Service {
     }
 }
 
-/// How long processes may take to end, as a caller says it.
-pub(super) fn patience(asked: &ProtoDuration) -> Result<Duration, Status> {
-    duration(asked)
-        .filter(|it| *it <= MAX_SHUT_DOWN)
-        .ok_or_else(|| invalid_field("timeout", "must be from 0 s to 1 h"))
-}
-
 /// The devices whose records can't be read, and why.
 fn unreadable(errors: &BTreeMap<String, String>) -> Vec<v1::UnreadableDevice> {
     let devices = errors.iter().take(MAX_UNREADABLE);
@@ -234,19 +226,4 @@ fn to_i32(count: usize) -> i32 {
 
 fn to_i64(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patience_is_from_nothing_to_an_hour() {
-        let of = |seconds, nanos| patience(&ProtoDuration { seconds, nanos }).ok();
-        assert_eq!(of(0, 0), Some(Duration::ZERO));
-        assert_eq!(of(3600, 0), Some(MAX_SHUT_DOWN));
-        for (seconds, nanos) in [(3600, 1), (-1, 0), (0, -1), (i64::MIN, 0), (i64::MIN, -1)] {
-            assert_eq!(of(seconds, nanos), None, "{seconds} {nanos}");
-        }
-    }
 }

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use prost_types::value::Kind;
-use prost_types::{Duration as ProtoDuration, ListValue, Struct, Timestamp, Value};
+use prost_types::{ListValue, Struct, Timestamp, Value};
 use proto::v1;
 use serde_json::{Map, Number};
 use tonic::Status;
@@ -25,7 +24,6 @@ use crate::supervisor::{Configured, Device, Life, View};
 
 const MAX_CONFIG_DEPTH: usize = 32;
 const MAX_ID_BYTES: usize = 63;
-const NANOS_PER_SECOND: u32 = 1_000_000_000;
 const DEFAULT_PAGE: i32 = 100;
 const MAX_PAGE: i32 = 1000;
 
@@ -548,14 +546,6 @@ pub(super) fn page_after(token: &str) -> Result<Option<&str>, Status> {
         let why = "not a next_page_token of this agent";
         invalid(vec![Violation::new("page_token", why)])
     })
-}
-
-/// A span of time as a caller says it, if it is one. prost's own conversion panics when there is no positive of the
-/// seconds.
-pub(super) fn duration(asked: &ProtoDuration) -> Option<Duration> {
-    let seconds = u64::try_from(asked.seconds).ok()?;
-    let nanos = u32::try_from(asked.nanos).ok()?;
-    (nanos < NANOS_PER_SECOND).then(|| Duration::new(seconds, nanos))
 }
 
 /// The trace context of a call, if it is one: `00-<32>-<16>-<2>` in hexadecimal.

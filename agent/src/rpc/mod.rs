@@ -13,6 +13,7 @@ mod model;
 mod mutation;
 mod plug;
 mod preflight;
+mod span;
 mod stats;
 mod status;
 mod stream;

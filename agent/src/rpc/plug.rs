@@ -7,7 +7,7 @@ use proto::v1;
 use proto::v1::unplug_device_request::Method as V1Method;
 use tonic::Status;
 
-use super::agent::patience;
+use super::span::patience;
 use super::status::invalid;
 use crate::schema::{Violation, quoted};
 use crate::socket;

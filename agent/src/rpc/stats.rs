@@ -15,7 +15,8 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Status};
 
 use super::Service;
-use super::convert::{device_id, duration};
+use super::convert::device_id;
+use super::span::duration;
 use super::status::invalid_field;
 use super::stream::Bounds;
 use crate::clock;
