@@ -30,14 +30,14 @@ fn limited(id: &str, limits: ResourceLimits) -> CreateDeviceRequest {
     request
 }
 
-async fn agent(host: &Host) -> Agent {
+pub(crate) async fn agent(host: &Host) -> Agent {
     let mut agent = AgentServiceClient::new(host.channel().await);
     let agent = agent.get_agent(GetAgentRequest::default()).await;
     agent.unwrap().into_inner()
 }
 
 /// A resource limit of a process, as /proc names it.
-fn limit(pid: i32, name: &str) -> String {
+pub(crate) fn limit(pid: i32, name: &str) -> String {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let line = limits.lines().find_map(|it| it.strip_prefix(name)).unwrap();
     line.split_whitespace().next().unwrap().to_owned()
@@ -126,7 +126,7 @@ async fn limits_that_nobody_can_enforce_are_refused_by_name() {
 }
 
 /// The cgroup of a process.
-fn cgroup(pid: i32) -> String {
+pub(crate) fn cgroup(pid: i32) -> String {
     let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     lines
         .lines()

@@ -12,15 +12,16 @@ use std::{
 
 use nix::sys::signal::Signal;
 use proto::v1::{
-    CreateDeviceRequest, Device, GetAgentRequest, GetModelRequest, Model, ResetDeviceRequest,
-    RestartDeviceRequest, Runtime, SocketSpec, agent_service_client::AgentServiceClient,
-    device_status::State, model_service_client::ModelServiceClient,
+    CreateDeviceRequest, Device, GetModelRequest, Model, ResetDeviceRequest, ResourceLimits,
+    RestartDeviceRequest, Runtime, SocketSpec, device_status::State,
+    model_service_client::ModelServiceClient,
 };
 use serde_json::{Value, json};
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::agent::{Host, create, deletion, e1000, pid, reason, send, spec, state, wait_for};
+use crate::limits::{agent, cgroup, limit};
 
 const NOBODY: u32 = 65534;
 
@@ -105,10 +106,8 @@ pub(super) async fn model(host: &Host, name: &str) -> Model {
 }
 
 pub(super) async fn runtime(host: &Host, name: &str) -> Runtime {
-    let mut agent = AgentServiceClient::new(host.channel().await);
-    let request = GetAgentRequest::default();
-    let agent = agent.get_agent(request).await.unwrap().into_inner();
-    let found = agent.runtimes.into_iter().find(|it| it.name == name);
+    let runtimes = agent(host).await.runtimes;
+    let found = runtimes.into_iter().find(|it| it.name == name);
     found.unwrap_or_else(|| panic!("no runtime {name}"))
 }
 
@@ -214,6 +213,66 @@ async fn a_described_program_outlives_the_agent_and_dies_with_its_device() {
     .await;
     assert!(!is_alive(child));
     assert_eq!(again.status.unwrap().restart_count, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_described_program_has_the_limits_and_the_cgroup_of_its_device() {
+    let host = host(|host| vec![card(host)]).await;
+    let mut devices = host.devices().await;
+    let mut request = one("nic0");
+    spec(&mut request).limits = Some(ResourceLimits {
+        memory_bytes: 32 << 20,
+        open_files: 100,
+        ..ResourceLimits::default()
+    });
+    let device = create(&mut devices, request).await;
+    let program = program(&device);
+    assert_eq!(limit(program, "Max data size"), "33554432");
+    assert_eq!(limit(program, "Max open files"), "100");
+    assert_eq!(limit(program, "Max core file size"), "0");
+    assert_eq!(cgroup(program), cgroup(pid(&device)));
+    let has_cgroups = !agent(&host).await.cgroup.is_empty();
+    assert_eq!(cgroup(program).ends_with("/nic0"), has_cgroups);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_description_changes_has_the_new_one_from_its_next_start_on() {
+    let mut host = host(|host| vec![card(host)]).await;
+    let folder = host.path("models.d");
+    let device = create(&mut host.devices().await, one("nic0")).await;
+    // An agent that reads another one adopts the device as it is.
+    host.end_agent(Signal::SIGKILL);
+    let mut other = card(&host);
+    other["command"][0] = "/nonexistent/program".into();
+    write(&folder, &other);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let adopted = wait_for(&mut devices, "nic0", "adopted", |it| {
+        state(it) == State::Ready
+    })
+    .await;
+    assert_eq!(pid(&adopted), pid(&device));
+    tokio::task::block_in_place(|| super::probe(&socket(&adopted))).unwrap();
+
+    // Its next process can't be started: it is told why, until there is one that can.
+    send(pid(&device), Signal::SIGKILL);
+    let lacks = |what: &'static str| {
+        move |it: &Device| {
+            let status = it.status.as_ref().unwrap();
+            status.conditions.iter().any(|it| it.message.contains(what))
+        }
+    };
+    let program = lacks("/nonexistent/program");
+    wait_for(&mut devices, "nic0", "its program is missing", program).await;
+    fs::remove_file(folder.join("card.json")).unwrap();
+    let file = lacks("no model card any more");
+    wait_for(&mut devices, "nic0", "its file is missing", file).await;
+    write(&folder, &card(&host));
+    let served = wait_for(&mut devices, "nic0", "served again", |it| {
+        state(it) == State::Ready && pid(it) != pid(&device)
+    })
+    .await;
+    tokio::task::block_in_place(|| super::probe(&socket(&served))).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
