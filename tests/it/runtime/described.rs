@@ -20,7 +20,9 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::agent::{Host, create, deletion, e1000, pid, reason, send, spec, state, wait_for};
+use crate::agent::{
+    Devices, Host, create, deletion, e1000, pid, reason, send, spec, state, wait_for,
+};
 use crate::limits::{agent, cgroup, limit};
 
 const NOBODY: u32 = 65534;
@@ -111,6 +113,18 @@ pub(super) async fn runtime(host: &Host, name: &str) -> Runtime {
     found.unwrap_or_else(|| panic!("no runtime {name}"))
 }
 
+/// Finds a card at the device's socket.
+fn probe(device: &Device) {
+    let report = tokio::task::block_in_place(|| super::probe(&socket(device))).unwrap();
+    assert_eq!(report["function"]["device_id"], 0x100e);
+}
+
+/// Deletes a device as soon as it is seen that its last client has gone.
+async fn delete(devices: &mut Devices, id: &str) {
+    wait_for(devices, id, "unused", |it| state(it) == State::Ready).await;
+    devices.delete_device(deletion(id)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_described_program_serves_a_device() {
     let host = host(|host| vec![card(host)]).await;
@@ -133,12 +147,10 @@ async fn a_described_program_serves_a_device() {
     });
     let device = create(&mut devices, request).await;
     assert_eq!(state(&device), State::Ready);
-    let socket = socket(&device);
-    let metadata = fs::metadata(&socket).unwrap();
+    let metadata = fs::metadata(socket(&device)).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o777, 0o666);
     assert_eq!(metadata.uid(), NOBODY);
-    let report = tokio::task::block_in_place(|| super::probe(&socket)).unwrap();
-    assert_eq!(report["function"]["device_id"], 0x100e);
+    probe(&device);
 
     let request = ResetDeviceRequest {
         name: "devices/nic0".to_owned(),
@@ -152,7 +164,7 @@ async fn a_described_program_serves_a_device() {
     );
 
     let program = program(&device);
-    devices.delete_device(deletion("nic0")).await.unwrap();
+    delete(&mut devices, "nic0").await;
     assert!(!is_alive(program));
     host.assert_empty().await;
 }
@@ -252,7 +264,7 @@ async fn a_device_whose_description_changes_has_the_new_one_from_its_next_start_
     })
     .await;
     assert_eq!(pid(&adopted), pid(&device));
-    tokio::task::block_in_place(|| super::probe(&socket(&adopted))).unwrap();
+    probe(&adopted);
 
     // Its next process can't be started: it is told why, until there is one that can.
     send(pid(&device), Signal::SIGKILL);
@@ -272,7 +284,7 @@ async fn a_device_whose_description_changes_has_the_new_one_from_its_next_start_
         state(it) == State::Ready && pid(it) != pid(&device)
     })
     .await;
-    tokio::task::block_in_place(|| super::probe(&socket(&served))).unwrap();
+    probe(&served);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,9 +306,7 @@ async fn a_program_can_take_its_socket_or_say_when_it_is_ready() {
         let config = json!({"mac": "52:54:00:00:00:01"});
         let device = create(&mut devices, device(name, name, config)).await;
         assert_eq!(state(&device), State::Ready);
-        let socket = socket(&device);
-        let report = tokio::task::block_in_place(|| super::probe(&socket)).unwrap();
-        assert_eq!(report["function"]["device_id"], 0x100e);
+        probe(&device);
         let request = RestartDeviceRequest {
             name: format!("devices/{name}"),
             force: true,
@@ -304,8 +314,8 @@ async fn a_program_can_take_its_socket_or_say_when_it_is_ready() {
         };
         let restarted = devices.restart_device(request).await.unwrap().into_inner();
         assert_ne!(pid(&restarted), pid(&device));
-        tokio::task::block_in_place(|| super::probe(&socket)).unwrap();
-        devices.delete_device(deletion(name)).await.unwrap();
+        probe(&restarted);
+        delete(&mut devices, name).await;
     }
     host.assert_empty().await;
 }
