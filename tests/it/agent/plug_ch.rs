@@ -338,6 +338,27 @@ async fn a_slow_vmm_costs_its_caller_time_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_deleted_while_a_vmm_takes_it_leaves_that_first() {
+    let mut bench = Bench::new(|_, _| {}).await;
+    bench.vmm().habit(ADD, Habit::Slow(Duration::from_secs(2)));
+    let mut devices = bench.devices.clone();
+    let plugging = devices.plug_device(bench.plugging());
+    let (answer, ()) = tokio::join!(plugging, async {
+        let is_on_its_way = |it: &Device| attached(it).is_some();
+        bench.until("on its way", is_on_its_way).await;
+        let mut request = deletion("nic0");
+        let refused = bench.devices.delete_device(request.clone()).await;
+        assert_eq!(reason(&refused.unwrap_err()), "ALREADY_PLUGGED");
+        request.force = true;
+        bench.devices.delete_device(request).await.unwrap();
+    });
+    assert_eq!(reason(&answer.unwrap_err()), "UNPLUGGED_MEANWHILE");
+    bench.asked(REMOVE, 1).await;
+    assert_eq!(bench.vmm().configured(), [""; 0]);
+    bench.host.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vmm_that_dies_leaves_a_device_that_is_ready_for_the_next() {
     let mut bench = Bench::with_events().await;
     bench.plug().await.unwrap();
