@@ -4,11 +4,13 @@
 //! (`error_setv: Assertion "*errp == NULL" failed`), and then there is nothing to mend.
 
 use proto::v1::{
-    RestartDeviceRequest, UpdateDeviceRequest, attachment, device_spec::BackendLossPolicy,
+    RestartDeviceRequest, UndrainRequest, UpdateDeviceRequest, attachment,
+    device_spec::BackendLossPolicy,
 };
 use tests::Vmm;
 
 use super::plug::{attached, is_plugged, plug, qmp_path, unplug};
+use super::rest::{agents, shut_down};
 use super::*;
 
 fn is_lost(device: &Device) -> bool {
@@ -131,6 +133,25 @@ async fn a_device_that_fails_with_its_process_stays_so_also_for_the_next_agent()
     devices.restart_device(restart).await.unwrap();
     devices.plug_device(plug(&host, "nic0")).await.unwrap();
     connected(&mut devices).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_shut_down_under_its_vmm_is_back_there_when_it_may_run_again() {
+    let host = Host::start().await;
+    let mut devices = host.devices().await;
+    let (vmm, before) = plugged(&host, &mut devices, BackendLossPolicy::Replug).await;
+    let mut agents = agents(&host).await;
+    let refused = shut_down(&mut agents, false).await.unwrap_err();
+    assert_eq!(reason(&refused), "CLIENT_CONNECTED");
+    shut_down(&mut agents, true).await.unwrap();
+    let stopped = get(&mut devices, "nic0").await;
+    assert_eq!(state(&stopped), State::Stopped);
+    assert!(is_lost(&stopped) && is_plugged(&stopped), "{stopped:#?}");
+    assert_eq!(vmm.devices(), ["nic0"]);
+    agents.undrain(UndrainRequest {}).await.unwrap();
+    let after = connected(&mut devices).await;
+    assert_ne!(pid(&after), pid(&before));
+    assert_eq!(vmm.additions("nic0"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

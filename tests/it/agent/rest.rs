@@ -16,7 +16,7 @@ fn restart(id: &str) -> RestartDeviceRequest {
     }
 }
 
-async fn agents(host: &Host) -> Agents {
+pub(super) async fn agents(host: &Host) -> Agents {
     AgentServiceClient::new(host.channel().await)
 }
 
@@ -25,7 +25,7 @@ async fn agent(agents: &mut Agents) -> Agent {
     agents.get_agent(request).await.unwrap().into_inner()
 }
 
-async fn shut_down(
+pub(super) async fn shut_down(
     agents: &mut Agents,
     force: bool,
 ) -> Result<ShutDownDevicesResponse, tonic::Status> {
