@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::labels::{check_annotations, check_labels};
 use crate::limits::{Limit, Limits};
-use crate::models::Model;
+use crate::models::model::Model;
 use crate::schema::{Violation, quoted};
 use crate::store::{BackendLossPolicy, Record, RestartPolicy, SocketSpec};
 
@@ -154,7 +154,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::tests::model;
+    use crate::models::model::tests::model;
     use crate::store::tests::record;
 
     fn card() -> Model {

@@ -3,7 +3,7 @@
 //! None of it is an error: a guest may move its windows, and many a driver does without I/O ports.
 
 use super::{Finding, Scene, place};
-use crate::models::{Bar, BarKind};
+use crate::models::model::{Bar, BarKind};
 use crate::vmm::{Bus, Endpoint, Windows};
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {

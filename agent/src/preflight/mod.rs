@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use self::files::Files;
-use crate::models::Bar;
+use crate::models::model::Bar;
 use crate::store::Attachment;
 use crate::supervisor::{self, Life};
 use crate::vmm::{Endpoint, Error, Facts, Vmms, Wanted};
@@ -249,7 +249,7 @@ async fn look(socket: &Path, pid: Option<Option<i32>>) -> Files {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::BarKind;
+    use crate::models::model::BarKind;
     use crate::vmm::{Bus, Memory, Owner, Windows};
 
     pub(super) const QMP: &str = "/run/vm1/qmp.sock";

@@ -13,7 +13,7 @@ use super::status::invalid_field;
 use super::{Service, mutation};
 use crate::chain::chain;
 use crate::limits::open_files_of_agent;
-use crate::models::MAX_CONFIG_BYTES;
+use crate::models::model::MAX_CONFIG_BYTES;
 use crate::runtimes::Runtimes;
 use crate::supervisor::Life;
 

@@ -17,7 +17,8 @@ use super::plug;
 use super::status::invalid;
 use crate::clock;
 use crate::labels::{check_annotations, check_labels};
-use crate::models::{Bar, BarKind, Catalogue, Model};
+use crate::models::Catalogue;
+use crate::models::model::{Bar, BarKind, Model};
 use crate::schema::{Violation, quoted};
 use crate::store::{BackendLossPolicy, Call, History, Record, RestartPolicy, SocketSpec, Spec};
 use crate::supervisor::{Configured, Device, Life, View};
@@ -566,7 +567,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::models::MAX_CONFIG_BYTES;
+    use crate::models::model::MAX_CONFIG_BYTES;
 
     #[test]
     fn ids_are_those_of_the_rule() {

@@ -10,7 +10,7 @@ use crate::access::{Denied, Peer};
 use crate::chain::chain;
 use crate::changes::VersionError;
 use crate::preflight::Finding;
-use crate::runtimes::External;
+use crate::runtimes::external::External;
 use crate::schema::{Violation, quoted};
 use crate::supervisor::{Error, RefusalKind, StartError};
 use crate::{models, socket, vmm};

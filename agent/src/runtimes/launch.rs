@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::description::{External, Readiness};
+use super::external::{External, Readiness};
 use super::template::Own;
-use crate::models::Model;
+use crate::models::model::Model;
 use crate::schema::Violation;
 use crate::socket::DEFAULT_MODE;
 use crate::store::SocketSpec;

@@ -8,6 +8,7 @@
 //! `vfu-device external` runs these programs, and is to the supervisor what the process of a model of vfu's is.
 
 mod description;
+pub(crate) mod external;
 mod launch;
 mod require;
 mod template;
@@ -19,10 +20,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use self::description::External;
+use self::external::External;
 pub(crate) use self::launch::For;
 use self::require::Said;
-use crate::models::Model;
+use crate::models::model::Model;
 
 /// So many files are read; more are named as too many.
 const MAX_FILES: usize = 256;

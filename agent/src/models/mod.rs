@@ -1,5 +1,7 @@
-//! The catalogue of models, as the device program tells it, and the check of configurations by the
-//! models' JSON Schemas. The agent knows no model itself.
+//! The catalogue of models: what the device program tells of its own, and what description files add. The agent knows no
+//! model itself.
+
+pub(crate) mod model;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,20 +9,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use jsonschema::Validator;
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
-use crate::mutable;
-use crate::runtimes::{Described, External, Runtimes};
-use crate::schema::{self, Violation};
+use self::model::Model;
+use crate::runtimes::{Described, Runtimes};
 use crate::systemd;
 
 const PROGRAM: &str = "vfu-device";
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest configuration, as JSON.
-pub(crate) const MAX_CONFIG_BYTES: usize = 64 << 10;
 const MAX_CATALOGUE_BYTES: usize = 16 << 20;
 
 /// Why there is no catalogue.
@@ -66,105 +64,6 @@ pub(crate) enum Error {
 fn list(paths: &[PathBuf]) -> String {
     let paths: Vec<_> = paths.iter().map(|it| it.display().to_string()).collect();
     paths.join(", ")
-}
-
-/// A kind of device.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Model {
-    pub(crate) name: String,
-    pub(crate) description: String,
-    pub(crate) vendor_id: u32,
-    pub(crate) device_id: u32,
-    pub(crate) class_code: u32,
-    pub(crate) config_schema: serde_json::Value,
-    /// Empty where the program does not tell.
-    #[serde(default)]
-    pub(crate) bars: Vec<Bar>,
-    #[serde(skip)]
-    validator: Option<Arc<Validator>>,
-    /// How another program serves it; none: vfu's own does.
-    #[serde(skip)]
-    pub(crate) external: Option<Arc<External>>,
-}
-
-/// A Base Address Register, as it is unless the configuration says otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct Bar {
-    pub(crate) index: u32,
-    pub(crate) kind: BarKind,
-    pub(crate) size_bytes: u64,
-    pub(crate) prefetchable: bool,
-}
-
-/// Where it has to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(crate) enum BarKind {
-    #[serde(rename = "MEMORY_32")]
-    Memory32,
-    #[serde(rename = "MEMORY_64")]
-    Memory64,
-    Io,
-    /// Of a newer program.
-    #[serde(other)]
-    Unknown,
-}
-
-impl Model {
-    /// A model that another program serves; `pci` is vendor, device and class. Or what is wrong with the schema.
-    pub(crate) fn external(
-        name: String,
-        description: String,
-        [vendor_id, device_id, class_code]: [u32; 3],
-        config_schema: serde_json::Value,
-        external: Arc<External>,
-    ) -> Result<Self, String> {
-        // Values come from callers: patterns must not take for ever with one of them.
-        let linear = jsonschema::PatternOptions::regex();
-        let options = jsonschema::draft202012::options().with_pattern_options(linear);
-        let validator = options.build(&config_schema);
-        let validator = validator.map_err(|error| error.to_string())?;
-        Ok(Self {
-            name,
-            description,
-            vendor_id,
-            device_id,
-            class_code,
-            config_schema,
-            bars: Vec::new(),
-            validator: Some(Arc::new(validator)),
-            external: Some(external),
-        })
-    }
-
-    /// Every field of `config` that the model does not take.
-    pub(crate) fn check(&self, config: &serde_json::Value) -> Vec<Violation> {
-        let validator = self
-            .validator
-            .as_ref()
-            .expect("the catalogue compiles every schema");
-        schema::violations(validator, &self.config_schema, config)
-    }
-
-    /// Every field in which a living device's configuration would have to change and can't.
-    pub(crate) fn check_change(
-        &self,
-        present: &serde_json::Value,
-        wanted: &serde_json::Value,
-    ) -> Vec<Violation> {
-        mutable::violations(&self.config_schema, present, wanted)
-    }
-
-    /// Whether a configuration, of whatever model, is not too long.
-    pub(crate) fn check_size(config: &serde_json::Value) -> Result<(), Violation> {
-        match config.to_string().len() {
-            ..=MAX_CONFIG_BYTES => Ok(()),
-            bytes => {
-                let why = format!("{bytes} bytes as JSON; at most {MAX_CONFIG_BYTES} are allowed");
-                Err(Violation::new("", why))
-            }
-        }
-    }
 }
 
 /// All models by name, and the program they come from.
@@ -219,15 +118,12 @@ impl Catalogue {
         };
         let mut models = BTreeMap::new();
         for mut model in printed.models {
-            match jsonschema::draft202012::new(&model.config_schema) {
-                Ok(validator) => model.validator = Some(Arc::new(validator)),
-                Err(error) => {
-                    return Err(Error::Schema {
-                        program,
-                        model: model.name,
-                        message: error.to_string(),
-                    });
-                }
+            if let Err(message) = model.compile() {
+                return Err(Error::Schema {
+                    program,
+                    model: model.name,
+                    message,
+                });
             }
             models.insert(model.name.clone(), model);
         }
@@ -364,25 +260,8 @@ impl Models {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// A model whose configuration has this schema.
-    pub(crate) fn model(config_schema: serde_json::Value) -> Model {
-        Model {
-            name: "e1000".to_owned(),
-            description: String::new(),
-            vendor_id: 0x8086,
-            device_id: 0x100e,
-            class_code: 0x2_0000,
-            bars: Vec::new(),
-            external: None,
-            validator: Some(Arc::new(
-                jsonschema::draft202012::new(&config_schema).unwrap(),
-            )),
-            config_schema,
-        }
-    }
 
     /// Another process writes it: a file that a fork of this one still has open for writing can't be
     /// run.
