@@ -18,6 +18,7 @@ use super::{Error, Event, Owner, Placed, Plug};
 mod buses;
 mod connection;
 mod look;
+mod pace;
 mod session;
 mod wire;
 

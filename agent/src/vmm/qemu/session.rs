@@ -27,6 +27,7 @@ use super::super::identity::Identity;
 use super::super::said;
 use super::super::{Error, Owner};
 use super::connection::{Connection, end_of_lines};
+use super::pace::Pace;
 use super::wire::{self, Message, Refusal, Version};
 use crate::chain::chain;
 use crate::supervisor::backoff;
@@ -187,13 +188,21 @@ impl Task {
             mut writer,
             ..
         } = connection;
+        let mut pace = Pace::new();
         let mut unsent = Cursor::new(Vec::new());
         loop {
             let is_sent = unsent.position() == unsent.get_ref().len() as u64;
+            let line = async {
+                pace.turn().await;
+                lines.next().await
+            };
             tokio::select! {
-                line = lines.next() => match line {
+                line = line => match line {
                     Some(Ok(line)) => match serde_json::from_str::<Message>(&line) {
-                        Ok(message) => self.hear(message),
+                        Ok(message) => {
+                            pace.heard(&line);
+                            self.hear(message);
+                        }
                         Err(_) => return format!("it says `{}`", said::text(&line)),
                     },
                     end => return end_of_lines(end.and_then(Result::err)),

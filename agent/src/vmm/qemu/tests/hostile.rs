@@ -120,6 +120,34 @@ async fn an_answer_finds_who_asked_among_everything_else_that_is_said() {
 }
 
 #[tokio::test]
+async fn one_that_never_stops_talking_is_listened_to_slowly() {
+    const LINES: u32 = 1000;
+    let (_dir, path) = socket();
+    serve(&path, |_, mut peer| {
+        peer.greet(11);
+        while let Some(command) = peer.next() {
+            for _ in 0..LINES {
+                peer.event("DEVICE_DELETED", json!({"device": "nic0"}));
+            }
+            peer.answer(&command, json!(command.operation));
+        }
+        true
+    });
+    let (_stop, vmms) = vmms();
+    let vm = vmms.open(&endpoint(&path)).await.unwrap();
+    let mut events = vm.events();
+    let begun = std::time::Instant::now();
+    assert_eq!(ask(&vm, "flood", LIMIT).await.unwrap(), "\"flood\"");
+    // At 1280 lines a second, the first 128 of which come at once.
+    assert!(begun.elapsed() > Duration::from_millis(600), "too fast");
+    assert_eq!(next(&mut events).await, Event::Missed);
+    let unplugged = Event::Unplugged {
+        id: "nic0".to_owned(),
+    };
+    assert_eq!(next(&mut events).await, unplugged);
+}
+
+#[tokio::test]
 async fn a_connection_that_breaks_is_made_again_and_those_who_wait_are_told() {
     let (_dir, path) = socket();
     let (tell, told) = mpsc::channel();
