@@ -5,21 +5,9 @@
 //! were half received or not yet sent, one for each file with guest memory, and the interrupts' eventfds, in this order;
 //! they go along by SCM_RIGHTS. The device's own state is not the session's.
 
-use std::{
-    io::ErrorKind,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-    time::Instant,
-};
+use std::{io::ErrorKind, os::fd::OwnedFd, time::Instant};
 
-use nix::{
-    errno::Errno,
-    sys::socket::{
-        AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
-    },
-};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -162,20 +150,5 @@ impl Session {
             session.phase = Phase::Negotiated(negotiated);
         }
         Ok(session)
-    }
-}
-
-/// A connection, of all that a descriptor can be.
-///
-/// # Errors
-/// `ENOTSOCK` or `EINVAL` for something else.
-pub(crate) fn stream(fd: OwnedFd) -> Result<UnixStream, Errno> {
-    let is_stream = getsockopt(&fd, sockopt::SockType)? == SockType::Stream;
-    let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
-    let is_unix = address.family() == Some(AddressFamily::Unix);
-    if is_stream && is_unix && !getsockopt(&fd, sockopt::AcceptConn)? {
-        Ok(fd.into())
-    } else {
-        Err(Errno::EINVAL)
     }
 }

@@ -1,14 +1,22 @@
 //! A socket of the client's, with what has arrived on it and what is to leave.
 
-use std::os::{fd::OwnedFd, unix::net::UnixStream};
+use std::os::{
+    fd::{AsRawFd, OwnedFd},
+    unix::net::UnixStream,
+};
 
-use nix::{errno::Errno, poll::PollFlags};
+use nix::{
+    errno::Errno,
+    poll::PollFlags,
+    sys::socket::{
+        AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+    },
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     message::{Header, RegionAccess},
     negotiate::MAX_TRANSFER_BYTES,
-    saved,
     socket::{Closed, Inbox, Outbox, SavedInbox, SavedOutbox},
 };
 
@@ -42,7 +50,7 @@ impl Channel {
         saved: SavedChannel,
         fds: &mut dyn Iterator<Item = OwnedFd>,
     ) -> Result<Self, Errno> {
-        let stream = saved::stream(fds.next().ok_or(Errno::EINVAL)?)?;
+        let stream = stream(fds.next().ok_or(Errno::EINVAL)?)?;
         let mut channel = Self::new(stream).map_err(|_| Errno::EINVAL)?;
         channel.inbox.restore(saved.inbox, fds)?;
         channel.outbox = Outbox::restore(&saved.outbox, fds)?;
@@ -94,5 +102,20 @@ impl Channel {
             self.receive()?;
         }
         Ok(())
+    }
+}
+
+/// A connection, of all that a descriptor can be.
+///
+/// # Errors
+/// `ENOTSOCK` or `EINVAL` for something else.
+fn stream(fd: OwnedFd) -> Result<UnixStream, Errno> {
+    let is_stream = getsockopt(&fd, sockopt::SockType)? == SockType::Stream;
+    let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
+    let is_unix = address.family() == Some(AddressFamily::Unix);
+    if is_stream && is_unix && !getsockopt(&fd, sockopt::AcceptConn)? {
+        Ok(fd.into())
+    } else {
+        Err(Errno::EINVAL)
     }
 }
