@@ -71,8 +71,10 @@ fn an_82540em_interrupts_as_the_drivers_parameters_say() -> Result<()> {
 /// Checks that the card works, and that it interrupts no more often than this per second.
 fn throttled(wired: &mut Wired, rate: Option<u64>) -> Result<()> {
     let (before, started) = interrupts(wired)?;
-    // Twice as many are asked for as any limit here allows, each with a frame sent and one received.
-    let pings = format!("ping -c 500 -i 0.002 -W 5 {HOST} | grep ' 0% packet loss'");
+    // Twice as many are asked for as any limit here allows, each with a frame sent and one received. A guest that the
+    // host lets wait finds more answers than it has room for.
+    let enough = "(4[5-9][0-9]|500) packets received";
+    let pings = format!("ping -c 500 -i 0.002 -W 5 {HOST} | grep -E ' {enough}'");
     wired.guest.sh(&pings)?;
     let (after, ended) = interrupts(wired)?;
     wired.works()?;
