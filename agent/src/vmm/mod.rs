@@ -35,6 +35,9 @@ pub(crate) use events::{Event, Events};
 pub(crate) use facts::{Bus, Facts, Found, Memory, Owner, Windows};
 pub(crate) use identity::Process;
 
+/// A guest that runs and keeps a device for so long, although it is asked for it again and again, refuses.
+const STUBBORN: Duration = Duration::from_secs(10);
+
 /// Where a VMM is controlled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Endpoint {
@@ -221,10 +224,30 @@ impl Vm {
     /// Takes the device of this name from it, for which the guest has `patience`; [`Error::Late`] means that it may still
     /// let go.
     pub(crate) async fn unplug(&self, id: &str, patience: Duration) -> Result<(), Error> {
-        match &*self.driver {
+        let unplugged = match &*self.driver {
             Driver::CloudHypervisor(vmm) => vmm.unplug(id, patience).await,
             Driver::Qemu(qemu) => qemu.unplug(id, patience).await,
+        };
+        match unplugged {
+            Err(Error::Late { waited }) if waited >= STUBBORN && self.runs().await => {
+                let message = format!(
+                    "it runs, was asked again and again for {} s, and has kept it; load its driver for hot-plug (Linux: \
+                     pciehp or acpiphp), or restart the guest",
+                    waited.as_secs()
+                );
+                Err(Error::GuestRefused { message })
+            }
+            unplugged => unplugged,
         }
+    }
+
+    /// Whether its guest is known to run.
+    async fn runs(&self) -> bool {
+        let runs = match &*self.driver {
+            Driver::CloudHypervisor(vmm) => vmm.runs().await,
+            Driver::Qemu(qemu) => qemu.runs().await,
+        };
+        runs.unwrap_or(false)
     }
 
     /// Tells it that something outside of it makes it worth to look whether it has let go of a device. Which VMM tells that

@@ -92,6 +92,25 @@ impl Cable {
     }
 }
 
+/// Gives the guest a device by its monitor.
+fn plug(guest: &mut Guest, id: &str, socket: &Path, port: &str) -> Result<()> {
+    let socket = json!({"type": "unix", "path": socket});
+    guest.qmp(
+        "device_add",
+        json!({"driver": "vfio-user-pci", "id": id, "bus": port, "socket": socket}),
+    )?;
+    Ok(())
+}
+
+/// Another card, for a guest that is to be reset while the first is on its way out: QEMU 11.1 may abort when its last
+/// vfio-user device leaves then (`resettable_container_child_foreach: Assertion "len == rc->children->len"`).
+fn companion(guest: &mut Guest, port: &str) -> Result<Device> {
+    let config = json!({"mac": "52:54:00:12:34:57", "net": {"null": {}}});
+    let device = Device::start(Device::dir()?, "e1000", &config.to_string())?;
+    plug(guest, "companion", &device.socket(), port)?;
+    Ok(device)
+}
+
 /// Waits until the guest's driver has a card.
 fn wait_for_card(guest: &mut Guest) -> Result<()> {
     guest.sh("for try in $(seq 600); do

@@ -25,7 +25,7 @@ impl Bench {
     }
 
     fn plug(&mut self, port: &str) -> Result<()> {
-        plug(&mut self.guest, &self.device.socket(), port)
+        plug(&mut self.guest, "card", &self.device.socket(), port)
     }
 
     /// The guest lets go, and the device has no client any more.
@@ -48,15 +48,6 @@ impl Bench {
         self.unplug()?;
         has_no_card(&mut self.guest)
     }
-}
-
-fn plug(guest: &mut Guest, socket: &Path, port: &str) -> Result<()> {
-    let socket = json!({"type": "unix", "path": socket});
-    guest.qmp(
-        "device_add",
-        json!({"driver": "vfio-user-pci", "id": "card", "bus": port, "socket": socket}),
-    )?;
-    Ok(())
 }
 
 #[test]
@@ -98,9 +89,13 @@ fn a_guest_that_does_not_let_go_keeps_a_card_that_works() -> Result<()> {
     ensure!(deleted.is_none(), "{deleted:?}");
     bench.cable.transfer(&mut bench.guest)?;
     // QEMU takes the card all the same when the guest starts anew.
+    let _companion = companion(&mut bench.guest, "port1")?;
     bench.guest.reset()?;
     bench.wait_deleted()?;
-    has_no_card(&mut bench.guest)
+    wait_for_card(&mut bench.guest)?;
+    let cards = bench.guest.sh("cat /sys/class/net/*/address")?;
+    ensure!(!cards.contains(MAC), "{cards}");
+    Ok(())
 }
 
 #[test]
@@ -129,7 +124,7 @@ fn a_vmm_is_asked_for_the_card() -> Result<()> {
     require!(Qemu);
     let (device, control) = Control::e1000();
     let mut guest = machine(Way::Acpi).boot()?;
-    plug(&mut guest, &device.socket(), "port0")?;
+    plug(&mut guest, "card", &device.socket(), "port0")?;
     wait_for_card(&mut guest)?;
     let listens = listens_for_requests(&mut guest)?;
     let asked = control.ask("request-release");

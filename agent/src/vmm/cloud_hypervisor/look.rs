@@ -188,6 +188,12 @@ impl CloudHypervisor {
         timeout(FACTS, self.look()).await.unwrap_or(Err(late))
     }
 
+    /// Whether the guest runs.
+    pub(in super::super) async fn runs(&self) -> Result<bool, Error> {
+        let info = self.info().await?;
+        Ok(info.is_some_and(|it| it.state == "Running"))
+    }
+
     async fn look(&self) -> Result<Facts, Error> {
         let is_new = !self.is_old();
         let info = self.info().await?.ok_or_else(|| Error::NoPlace {

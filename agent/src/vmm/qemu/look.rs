@@ -204,6 +204,12 @@ impl Qemu {
         })
     }
 
+    /// Whether the guest runs.
+    pub(in super::super) async fn runs(&self) -> Result<bool, Error> {
+        let Status { status } = self.typed("query-status", Value::Null).await?;
+        Ok(status == "running")
+    }
+
     /// Whether the guest is told by ACPI of what it is asked for, in a machine that has never run: a guest that boots
     /// forgets what it was told before, and QEMU does not repeat what it told before the machine's clock began.
     pub(super) async fn is_deaf(&self, id: &str) -> Result<bool, Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tests::cloud_hypervisor::Machine;
 
 use super::{Bench, LIMIT, next, plug};
-use crate::vmm::{Error, Event, Placed};
+use crate::vmm::{Error, Event, Placed, STUBBORN};
 
 fn placed(bus: &str, address: &str) -> Placed {
     Placed {
@@ -108,10 +108,15 @@ async fn a_yes_to_a_removal_is_no_removal() {
     bench.vmm().guest_keeps(true);
     let late = vm.unplug("nic0", Duration::from_millis(1200)).await;
     assert!(matches!(late, Err(Error::Late { .. })), "{late:?}");
+    let refused = vm.unplug("nic0", STUBBORN).await;
+    assert!(
+        matches!(refused, Err(Error::GuestRefused { .. })),
+        "{refused:?}"
+    );
     // It was asked again, and the device is found although the configuration has it no more.
     let calls = bench.vmm().calls();
     let removals = calls.iter().filter(|it| *it == super::super::REMOVE);
-    assert!(removals.count() >= 2, "{calls:?}");
+    assert!(removals.count() >= 4, "{calls:?}");
     assert_eq!(bench.vmm().configured(), [""; 0]);
     let found = vm.find("nic0").await.unwrap().unwrap();
     assert_eq!((found.placed, found.device_socket), (there.clone(), None));

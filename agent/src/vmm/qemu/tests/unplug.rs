@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::double::{Command, Peer, serve};
 use super::{LIMIT, endpoint, vmms};
-use crate::vmm::Error;
+use crate::vmm::{Error, STUBBORN};
 
 const OURS: (&str, &str) = ("nic0", "vfio-user-pci");
 
@@ -101,6 +101,16 @@ async fn a_guest_that_does_nothing_is_late_but_was_asked_at_least_once() {
         assert!(matches!(error, Error::Late { .. }), "{error:?}");
         assert!(count >= 1, "{count}");
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_goes_on_doing_nothing_refuses() {
+    let (result, count) =
+        unplug(STUBBORN, |peer, command, _| peer.answer(command, json!({}))).await;
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::GuestRefused { .. }), "{error:?}");
+    assert!(error.to_string().contains("acpiphp"), "{error}");
+    assert!(count >= 3, "{count}");
 }
 
 #[tokio::test]
