@@ -94,14 +94,16 @@ impl Task {
         let timeouts = timeouts(&shared);
         let policy = record.spec.restart_policy;
         let first = begin == Begin::Create;
-        let view = View::new(&record);
+        let state = State::starting(policy, timeouts, hasher.finish(), first, Instant::now());
+        let mut view = View::new(&record);
+        view.update(state.phase);
         let (published, receiver) = watch::channel(Device {
             record: record.clone(),
             view: view.clone(),
         });
         let task = Self {
             dir: shared.dir(&record.id),
-            state: State::starting(policy, timeouts, hasher.finish(), first, Instant::now()),
+            state,
             shared,
             shown: record.clone(),
             record,

@@ -339,9 +339,11 @@ impl Supervisor {
         let id = record.id.clone();
         let (task, device) = Task::new(self.shared.clone(), Arc::new(record), begin, inbox);
         let handle = Handle { requests, device };
-        // What was shown of it before is true until its task knows better.
+        // What was shown of it before is true until its task knows better. But that it shall go its record says, also when
+        // the agent that wrote that has died before it could show it.
         let Device { record, .. } = handle.device();
-        if begin == Begin::Find && !self.shared.changes.has(&record.id, &record.uid) {
+        let was_shown = self.shared.changes.has(&record.id, &record.uid);
+        if begin == Begin::Find && (!was_shown || record.delete_time.is_some()) {
             self.shared.show(handle.device());
         }
         devices.insert(id, handle.clone());

@@ -305,6 +305,39 @@ async fn a_device_that_shall_not_be_restarted_is_not_by_the_next_agent_either() 
 }
 
 #[tokio::test]
+async fn a_device_that_shall_go_is_shown_so_before_the_next_agent_has_found_its_process() {
+    let mut host = Host::start_with(|host| {
+        let step = ("VFU_DIE_AT".to_owned(), "delete.recorded".to_owned());
+        host.env.push(step);
+    })
+    .await;
+    let mut devices = host.devices().await;
+    let device = create(&mut devices, nic("nic0")).await;
+    devices.delete_device(deletion("nic0")).await.unwrap_err();
+    host.end_agent(Signal::SIGKILL);
+    host.env.clear();
+    // It does not answer.
+    send(pid(&device), Signal::SIGSTOP);
+    host.start_agent().await;
+    let mut devices = host.devices().await;
+    let list = devices.list_devices(ListDevicesRequest::default()).await;
+    let [listed] = &list.unwrap().into_inner().devices[..] else {
+        panic!("not one device");
+    };
+    assert_eq!(state(listed), State::Deleting);
+    send(pid(&device), Signal::SIGCONT);
+    let gone = async {
+        let name = "devices/nic0".to_owned();
+        let request = GetDeviceRequest { name };
+        while devices.get_device(request.clone()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone).await.unwrap();
+    host.assert_empty().await;
+}
+
+#[tokio::test]
 async fn an_agent_killed_at_any_moment_loses_and_leaks_nothing() {
     let mut host = Host::start().await;
     for round in 0..12_u64 {
